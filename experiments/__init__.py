@@ -1,0 +1,1 @@
+"""One runnable file per model family. `python -m experiments` lists them."""

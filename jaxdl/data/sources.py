@@ -1,0 +1,219 @@
+"""Sources: random-access data sets of dicts, opened by a spec such as `builtin:scenes`, `tfds:mnist` or `folder:PATH`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from jaxdl.data.image import decode
+from jaxdl.data.scenes import Scenes
+from jaxdl.errors import UserError, unknown
+
+Split = Literal["train", "test"]
+
+TRAIN_SCENES, TEST_SCENES = 60_000, 2_000
+_HELD_OUT_NAMES = ("val", "validation", "valid", "dev", "test")
+_IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+@runtime_checkable
+class Source(Protocol):
+    """`len(source)` examples; `source[i]` is a dict. Image sources give `image` (`H W C` uint8) with `text` (a tuple of captions) or `label` (an index into `classes`)."""
+
+    classes: tuple[str, ...]
+    """Names of the labels; empty where there are none."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def open_source(spec: str, split: Split, *, data_dir: str = "", resolution: int = 32) -> Source:
+    """The source that `spec` names.
+
+    `builtin:scenes` (generated at `resolution`), `builtin:digits`; `tfds:NAME[/CONFIG][:VERSION]`, prepared under `data_dir` (TFDS' own default where empty); `folder:PATH`, images with a `metadata.jsonl` (`file_name`, `text`) or with one sub-folder per class. The test split of a folder is a sibling or sub-folder with a name like `val` or `test`.
+
+    Raises `UserError` for anything else, and for data that is missing or not as it should be.
+    """
+    kind, _, name = spec.partition(":")
+    match kind, name:
+        case "builtin", "scenes":
+            length, seed = (TRAIN_SCENES, 0) if split == "train" else (TEST_SCENES, 1)
+            return Scenes(length, resolution, seed)
+        case "builtin", "digits":
+            return Digits(split)
+        case "builtin", _:
+            raise unknown("built-in data set", name, ("scenes", "digits"))
+        case "tfds", str(name) if name:
+            return TFDS(name, split, data_dir)
+        case "folder", str(name) if name:
+            return open_folder(_folder_of(Path(name).expanduser(), split))
+    raise UserError(f"--data {spec!r} is no data set: give builtin:NAME, tfds:NAME[/CONFIG][:VERSION] or folder:PATH")
+
+
+class Digits:
+    """Handwritten digits, 8×8 grey, in scikit-learn's package (UCI, 1998): 1,437 to train, 360 to test, shuffled once with a fixed seed."""
+
+    classes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+    def __init__(self, split: Split):
+        from sklearn.datasets import load_digits  # Takes a second to import.
+
+        digits = load_digits()
+        order = np.random.default_rng(0).permutation(len(digits.target))
+        chosen = order[360:] if split == "train" else order[:360]
+        self.images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)[..., None]
+        self.labels = digits.target[chosen]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+
+class TFDS:
+    """A data set prepared by TensorFlow Datasets in array_record format, read without TensorFlow."""
+
+    def __init__(self, name: str, split: Split, data_dir: str):
+        import tensorflow_datasets as tfds  # Not everybody needs it.
+
+        where = data_dir or "TFDS' default folder"
+        try:
+            builder = tfds.builder(name, data_dir=data_dir or None)
+            available = tuple(builder.info.splits)
+        except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"TFDS has no data set {name!r} in {where} ({_first_line(error)}): see --data-dir and its catalog"
+            ) from None
+        wanted = next((s for s in (("train",) if split == "train" else ("validation", "test")) if s in available), None)
+        if wanted is None:
+            prepare = f"python -c \"import tensorflow_datasets as t; t.builder('{name}', file_format='array_record').download_and_prepare()\""
+            raise UserError(
+                f"TFDS {name!r} has no {split} split in {where}: give --data-dir, or prepare it: pip install 'jaxdl[prepare]', then {prepare}"
+            )
+        try:
+            self._source = builder.as_data_source(wanted)
+        except (NotImplementedError, ValueError, OSError) as error:
+            raise UserError(
+                f"TFDS {name!r} in {where} cannot be read ({_first_line(error)}): prepare it with file_format='array_record'"
+            ) from None
+        features = builder.info.features
+        self.classes = tuple(features["label"].names) if "label" in features else ()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[index]
+
+
+class CaptionFolder:
+    """Images beside a `metadata.jsonl` whose rows have `file_name` and `text`, one caption or a list of them."""
+
+    classes = ()
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.rows: list[tuple[str, tuple[str, ...]]] = []
+        path = directory / "metadata.jsonl"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                name, text = row["file_name"], row["text"]
+            except (json.JSONDecodeError, TypeError, KeyError):
+                raise UserError(
+                    f'{path}, line {number}: expected {{"file_name": ..., "text": caption or list of captions}}, found {line[:80]}'
+                ) from None
+            texts = tuple(text) if isinstance(text, list) else (text,)
+            if not texts or not all(isinstance(t, str) for t in texts):
+                raise UserError(f"{path}, line {number}: text must be a caption or a list of captions, found {text!r}")
+            self.rows.append((name, texts))
+        if not self.rows:
+            raise UserError(f"{path} has no rows: give one line per image")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name, texts = self.rows[index]
+        return {"image": decode(self.directory / name), "text": texts}
+
+
+class ClassFolder:
+    """One sub-folder of images per class. Classes are in alphabetical order."""
+
+    def __init__(self, directory: Path):
+        self.classes = tuple(
+            sorted(entry.name for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        )
+        self.files = [(path, label) for label, name in enumerate(self.classes) for path in _images(directory / name)]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, label = self.files[index]
+        return {"image": decode(path), "label": label}
+
+
+class Cached:
+    """Keeps what a source gave in memory, up to `bytes` bytes of arrays, so that a picture is decoded or drawn once."""
+
+    def __init__(self, source: Source, bytes: int = 2**30):
+        self.source, self.classes, self.room = source, source.classes, bytes
+        self._kept: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self._kept.get(index)
+        if example is None:
+            example = self.source[index]
+            size = sum(value.nbytes for value in example.values() if isinstance(value, np.ndarray))
+            if size <= self.room:
+                self.room -= size
+                self._kept[index] = example
+        return example
+
+
+def open_folder(directory: Path) -> Source:
+    """A `CaptionFolder` or a `ClassFolder`, by what is in it."""
+    if not directory.is_dir():
+        raise UserError(
+            f"there is no folder {directory}: give folder:PATH with images and a metadata.jsonl, or one sub-folder per class"
+        )
+    if (directory / "metadata.jsonl").is_file():
+        return CaptionFolder(directory)
+    source = ClassFolder(directory)
+    if len(source) == 0:
+        raise UserError(
+            f"{directory} has neither a metadata.jsonl nor sub-folders with images ({', '.join(sorted(_IMAGE_ENDINGS))})"
+        )
+    return source
+
+
+def _folder_of(path: Path, split: Split) -> Path:
+    """`path` or its `train` for training; for testing what lies beside that under one of the usual names."""
+    train = path / "train" if (path / "train").is_dir() else path
+    if split == "train":
+        return train
+    for name in _HELD_OUT_NAMES:
+        if (train.parent / name).is_dir() and train.parent / name != train:
+            return train.parent / name
+    raise UserError(
+        f"there is no held-out data beside {train}: put it into {train.parent / 'val'}, or name it with --eval-data folder:PATH"
+    )
+
+
+def _images(directory: Path) -> Sequence[Path]:
+    return sorted(path for path in directory.iterdir() if path.suffix.lower() in _IMAGE_ENDINGS)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,197 @@
+"""Text: from sentences to rows of token ids, and back."""
+
+import abc
+import json
+import os
+import re
+import string
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import tokenizers
+from jaxtyping import Int, Int32
+
+from jaxdl.errors import UserError
+
+_PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
+_FILES = ("spiece.model", "tokenizer.json")
+"""Where a published directory has both, the first is what the model was trained with, the second a conversion of it."""
+
+
+class Tokenizer(abc.ABC):
+    """Texts to rows of token ids: each row ends with the token `end`, also where the text was cut, then `pad` fills it up.
+
+    `Tokenizer.train` makes one from texts, `Tokenizer.load` reads a published or a saved one. In SigLIP's published tokenizer `pad` is `end`.
+    """
+
+    vocabulary: int
+    """The number of token ids, which run from 0."""
+    pad: int
+    end: int
+    length: int | None = None
+    """The number of tokens that the published model expects, where its files say it."""
+
+    def __call__(self, texts: Sequence[str], length: int | None = None) -> Int32[np.ndarray, "B T"]:
+        """`T` is `length`, at least 1, or else the published one. Raises `ValueError` where there is neither."""
+        length = self.length if length is None else length
+        if length is None or length < 1:
+            raise ValueError(f"a row cannot have {length} tokens: give a length of at least 1, for the token that ends it")
+        if isinstance(texts, str):
+            raise TypeError(f"one text where a sequence of texts belongs: give [{texts!r}]")
+        rows = np.full((len(texts), length), self.pad, np.int32)
+        for row, ids in zip(rows, self._encode(list(texts))):
+            ids = ids[: length - 1]
+            row[: len(ids)] = ids
+            row[len(ids)] = self.end
+        return rows
+
+    def decode(self, ids: Int[np.ndarray, "T"] | Sequence[int]) -> str:
+        """The text of one row, up to its end."""
+        ids = [int(token) for token in ids]
+        return self._decode(ids[: ids.index(self.end)] if self.end in ids else ids)
+
+    @abc.abstractmethod
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes the files that `load` reads, and that transformers reads too. Makes the directory."""
+
+    @abc.abstractmethod
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids without the end and without padding."""
+
+    @abc.abstractmethod
+    def _decode(self, ids: list[int]) -> str: ...
+
+    @staticmethod
+    def train(texts: Iterable[str], vocabulary: int = 4096) -> "Tokenizer":
+        """Byte pair encoding (Sennrich et al. 2016) of lower-cased words, with at most `vocabulary` tokens.
+
+        At most half of them are single characters, rarer characters are unknown. The same texts give the same tokenizer, byte for byte. Raises `UserError` if there is no text, or the vocabulary has no room for anything.
+        """
+        texts = list(texts)
+        if not any(text.strip() for text in texts):
+            raise UserError("there is no text to train a tokenizer on: give at least one caption")
+        if vocabulary < 8:
+            raise UserError(
+                f"a vocabulary of {vocabulary} tokens is too small: give at least 8, for a few characters and three marks"
+            )
+        model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=_UNKNOWN))
+        rules, splits = tokenizers.normalizers, tokenizers.pre_tokenizers
+        model.normalizer = rules.Sequence(
+            [rules.NFKC(), rules.Lowercase(), rules.Replace(tokenizers.Regex(r"\s+"), " "), rules.Strip()]
+        )
+        model.pre_tokenizer = splits.Sequence([splits.Metaspace(), splits.Punctuation()])
+        model.decoder = tokenizers.decoders.Metaspace()
+        marks = [_PAD, _END, _UNKNOWN]
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocabulary, special_tokens=marks, limit_alphabet=(vocabulary - len(marks)) // 2, show_progress=False
+        )
+        model.train_from_iterator(texts, trainer)
+        model.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"$A {_END}", special_tokens=[(_END, model.token_to_id(_END))]
+        )
+        return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, "unk_token": _UNKNOWN})
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> "Tokenizer":
+        """Reads `tokenizer.json` or a sentencepiece model (`spiece.model`): give the file, or the directory that holds it.
+
+        `tokenizer_config.json` beside it says which tokens end and pad, and whether texts are cleaned as SigLIP's are. Raises `UserError` if there is no tokenizer, or a broken one.
+        """
+        path = Path(path)
+        file = next((path / name for name in _FILES if (path / name).is_file()), None) if path.is_dir() else path
+        if file is None or not file.is_file():
+            raise UserError(f"{path} holds no tokenizer: give a directory or a file with {' or '.join(_FILES)}")
+        try:
+            config_file = file.with_name("tokenizer_config.json")
+            config = json.loads(config_file.read_text("utf-8")) if config_file.is_file() else {}
+            if file.suffix == ".json":
+                return _WordPieces(tokenizers.Tokenizer.from_str(file.read_text("utf-8")), config)
+            return _SentencePieces(sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes()), config)
+        except UserError:
+            raise
+        except Exception as error:  # tokenizers raises bare `Exception`s.
+            raise UserError(f"{file} cannot be read as a tokenizer ({error}): fetch or train it again") from error
+
+
+class _WordPieces(Tokenizer):
+    """A `tokenizer.json`."""
+
+    def __init__(self, model: tokenizers.Tokenizer, config: dict):
+        model.no_padding()
+        model.no_truncation()
+        self.model, self.config, self.vocabulary = model, config, model.get_vocab_size()
+        self.length = _published_length(config)
+        self.end = self._mark("eos_token", (_END, "<eos>", "[SEP]", "<|endoftext|>"))
+        self.pad = self._mark("pad_token", (_PAD, "[PAD]", "<|endoftext|>"), self.end)
+        self.lower_case = config.get("do_lower_case", config.get("tokenizer_class", "").startswith("Siglip2"))
+
+    def save(self, directory: str | os.PathLike) -> None:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        self.model.save(str(Path(directory) / "tokenizer.json"))
+        _write_config(directory, {"tokenizer_class": "PreTrainedTokenizerFast", **self.config})
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        if self.lower_case:
+            texts = [text.lower() for text in texts]
+        # One text is not worth waking the threads for, and a data pipeline asks for one at a time.
+        encoded = self.model.encode_batch_fast(texts) if len(texts) > 1 else map(self.model.encode, texts)
+        rows = (row.ids for row in encoded)
+        return [ids[:-1] if ids and ids[-1] == self.end else ids for ids in rows]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.model.decode(ids)
+
+    def _mark(self, key: str, usual: tuple[str, ...], default: int | None = None) -> int:
+        """The id of the token that the configuration names, or else of the first usual one that there is."""
+        named = self.config.get(key)
+        named = named["content"] if isinstance(named, dict) else named
+        ids = (self.model.token_to_id(token) for token in ([named] if named else usual))
+        found = next((token for token in ids if token is not None), default)
+        if found is None:
+            raise UserError(f"the tokenizer has no token that ends a text: name its {key!r} in tokenizer_config.json beside it")
+        return found
+
+
+class _SentencePieces(Tokenizer):
+    """A sentencepiece model, SigLIP's among them: its texts are lower-cased and lose their punctuation first."""
+
+    def __init__(self, model: sentencepiece.SentencePieceProcessor, config: dict):
+        self.model, self.config, self.vocabulary = model, config, model.get_piece_size()
+        self.length, self.end = _published_length(config), model.eos_id()
+        if self.end < 0:
+            raise UserError("the sentencepiece model has no token that ends a text: train it with an eos_id")
+        self.siglip = config.get("tokenizer_class", "").startswith("Siglip")
+        self.lower_case = config.get("do_lower_case", self.siglip)
+        self.pad = self.end if self.siglip or model.pad_id() < 0 else model.pad_id()
+
+    def save(self, directory: str | os.PathLike) -> None:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        (Path(directory) / "spiece.model").write_bytes(self.model.serialized_model_proto())
+        _write_config(directory, self.config)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return self.model.encode([self._clean(text) for text in texts])
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.model.decode([token for token in ids if token != self.pad])
+
+    def _clean(self, text: str) -> str:
+        """As `canonicalize_text` of big_vision does, in evaluators/proj/image_text/prompt_engineering.py."""
+        text = text.lower() if self.lower_case else text
+        return re.sub(r"\s+", " ", text.translate(_NO_PUNCTUATION)).strip() if self.siglip else text
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _published_length(config: dict) -> int | None:
+    """`model_max_length`, unless it is the huge number that stands for none."""
+    length = config.get("model_max_length")
+    return int(length) if length is not None and length < 1_000_000 else None
+
+
+def _write_config(directory: str | os.PathLike, config: dict) -> None:
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+    (Path(directory) / "tokenizer_config.json").write_text(text + "\n", "utf-8")

@@ -1,0 +1,230 @@
+"""SigLIP: an image tower and a text tower trained with a pairwise sigmoid loss (Zhai et al. 2023, arXiv:2303.15343)."""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxdl.errors import UserError
+from jaxdl.nn import Attention, AttentionPooling, Encoder, LearnedPositions, PatchEmbedding
+from jaxdl.weights import Table, dense, norm, packed_attention, scalar, unchanged
+
+
+class VisionTower(nn.Module):
+    """A ViT that an attention-pooling head reads out: images `B H W C` to vectors `B D`, not normalised.
+
+    What is left of a side beyond the last whole patch is not seen, as in the published So400m/14 at 384 pixels, where it is six of them. The number of positions is fixed by the resolution at initialisation.
+    """
+
+    patch: int
+    width: int
+    depth: int
+    num_heads: int
+    hidden: int
+    attention: Attention = jax.nn.dot_product_attention
+    eps: float = 1e-6
+    dropout: float = 0.0
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B D"]:
+        height, width = (side // self.patch * self.patch for side in images.shape[1:3])
+        x = PatchEmbedding(self.patch, self.width, dtype=self.dtype, name="patches")(images[:, :height, :width])
+        x = LearnedPositions(name="positions")(x)
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = Encoder(self.depth, self.num_heads, self.hidden, self.attention, self.eps, self.dropout, self.dtype, name="encoder")(
+            x, train=train
+        )
+        return AttentionPooling(self.num_heads, self.hidden, self.attention, self.eps, self.dtype, name="head")(x)
+
+
+class TextTower(nn.Module):
+    """A Transformer read out at its last position: tokens `B T` to vectors `B D`, not normalised.
+
+    Attention is bidirectional and sees the padding too: texts are padded to the full length, with the end-of-sentence token in the published models, so the last position is always a place to gather what was said.
+    """
+
+    vocabulary: int
+    width: int
+    depth: int
+    num_heads: int
+    hidden: int
+    features: int
+    attention: Attention = jax.nn.dot_product_attention
+    eps: float = 1e-6
+    dropout: float = 0.0
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B D"]:
+        x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="tokens")(tokens)
+        x = LearnedPositions(name="positions")(x)
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = Encoder(self.depth, self.num_heads, self.hidden, self.attention, self.eps, self.dropout, self.dtype, name="encoder")(
+            x, train=train
+        )
+        return nn.Dense(self.features, dtype=self.dtype, name="head")(x[:, -1])
+
+
+@flax.struct.dataclass
+class SigLIPOutput:
+    """`image_embeddings` (I D) and `text_embeddings` (J D) are L2-normalised; `logits[i, j]` says how well image i and text j fit.
+
+    `log_temperature` and `bias` are the learned scalars. Leaves may be abstract or stacked, as in any pytree.
+    """
+
+    image_embeddings: PyTree
+    text_embeddings: PyTree
+    log_temperature: PyTree
+    bias: PyTree
+
+    @property
+    def logits(self) -> Float[Array, "I J"]:
+        """Cosine similarity · exp(log_temperature) + bias: the logit of the pair's probability, each pair on its own."""
+        return self.image_embeddings @ self.text_embeddings.T * jnp.exp(self.log_temperature) + self.bias
+
+
+class SigLIP(nn.Module):
+    """The two towers with a learned temperature t′ (from log 10) and bias (from −10), as section 3.1 of the paper has them.
+
+    `SigLIP.variant("B/16")` is a published size. `apply(variables, images, tokens)` gives a `SigLIPOutput`; with `method="embed_images"` or `"embed_texts"` one tower alone is run.
+    """
+
+    vision: VisionTower
+    text: TextTower
+
+    def setup(self) -> None:
+        self.log_temperature = self.param("log_temperature", nn.initializers.constant(math.log(10)), ())
+        self.bias = self.param("bias", nn.initializers.constant(-10.0), ())
+
+    def __call__(self, images: Float[Array, "I H W C"], tokens: Int[Array, "J T"], *, train: bool = False) -> SigLIPOutput:
+        images, texts = self.embed_images(images, train=train), self.embed_texts(tokens, train=train)
+        return SigLIPOutput(images, texts, self.log_temperature, self.bias)
+
+    def embed_images(self, images: Float[Array, "I H W C"], *, train: bool = False) -> Float[Array, "I D"]:
+        return _normalize(self.vision(images, train=train))
+
+    def embed_texts(self, tokens: Int[Array, "J T"], *, train: bool = False) -> Float[Array, "J D"]:
+        return _normalize(self.text(tokens, train=train))
+
+    @classmethod
+    def variant(cls, name: str, **changes: Any) -> "SigLIP":
+        """The published model `name` of `VARIANTS`; `changes` (`attention`, `dtype`, `dropout`) go to both towers."""
+        if name not in VARIANTS:
+            raise unknown("SigLIP variant", name, VARIANTS)
+        row = VARIANTS[name]
+        size = dict(width=row.width, depth=row.depth, num_heads=row.num_heads, hidden=row.hidden, **changes)
+        return cls(VisionTower(patch=row.patch, **size), TextTower(vocabulary=row.vocabulary, features=row.width, **size))
+
+
+def _normalize(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+    """To unit length, in float32."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """The size of both towers, which share width, depth, heads and hidden width, and what the published weights expect."""
+
+    patch: int
+    width: int
+    depth: int
+    num_heads: int
+    hidden: int
+    vocabulary: int
+    resolutions: dict[int, int]
+    """Image side in pixels -> text length in tokens."""
+
+
+# Sizes: Zhai et al. 2022 (arXiv:2106.04560), table 2, and for So400m Alabdulmohsin et al. 2023 (arXiv:2305.13035).
+# Resolutions, lengths and vocabularies: the checkpoints that big_vision publishes with the SigLIP paper.
+VARIANTS = {
+    "B/16": Variant(16, 768, 12, 12, 3072, 32_000, {224: 64, 256: 64, 384: 64, 512: 64}),
+    "L/16": Variant(16, 1024, 24, 16, 4096, 32_000, {256: 64, 384: 64}),
+    "So400m/14": Variant(14, 1152, 27, 16, 4304, 32_000, {224: 16, 384: 64}),
+    "B/16-i18n": Variant(16, 768, 12, 12, 3072, 250_000, {256: 64}),
+    "So400m/16-i18n": Variant(16, 1152, 27, 16, 4304, 250_000, {256: 64}),
+}
+
+
+def from_config(config: dict, **changes: Any) -> tuple[SigLIP, tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
+    """The model that a Hugging Face `config.json` describes, and abstract images and tokens of the sizes it was trained on.
+
+    Fields that are left out have the defaults of transformers' `SiglipVisionConfig` and `SiglipTextConfig`. `changes` (`attention`, `dtype`, `dropout`) go to both towers. Raises `UserError` for a setting that is not SigLIP's.
+    """
+    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+    patch, side = vision.get("patch_size", 16), vision.get("image_size", 224)
+    width, features = vision.get("hidden_size", 768), text.get("projection_size") or text.get("hidden_size", 768)
+    if not (isinstance(patch, int) and isinstance(side, int)):
+        raise UserError(f"images of {side} pixels in patches of {patch} are not read here: both must be the side of a square")
+    if not vision.get("vision_use_head", True):
+        raise UserError("the vision tower has no attention-pooling head (vision_use_head is false): choose a SigLIP that has one")
+    if width != features:
+        raise UserError(f"images become vectors of {width} and texts of {features} (projection_size): they must be of one width")
+    module = SigLIP(
+        VisionTower(patch=patch, **_tower_fields(vision, "vision_config"), **changes),
+        TextTower(vocabulary=text.get("vocab_size", 32_000), features=features, **_tower_fields(text, "text_config"), **changes),
+    )
+    images = jax.ShapeDtypeStruct((1, side, side, vision.get("num_channels", 3)), jnp.float32)
+    return module, (images, jax.ShapeDtypeStruct((1, text.get("max_position_embeddings", 64)), jnp.int32))
+
+
+def _tower_fields(config: dict, name: str) -> dict[str, Any]:
+    width, num_heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
+    if width % num_heads:
+        raise UserError(f"a hidden_size of {width} in {name} cannot be split into {num_heads} heads")
+    for field, only in (("hidden_act", "gelu_pytorch_tanh"), ("attention_dropout", 0.0)):
+        if (given := config.get(field, only)) != only:
+            raise UserError(f"{field} in {name} is {given!r}: SigLIP has {only!r}, and nothing else is read here")
+    return dict(
+        width=width,
+        depth=config.get("num_hidden_layers", 12),
+        num_heads=num_heads,
+        hidden=config.get("intermediate_size", 3072),
+        eps=config.get("layer_norm_eps", 1e-6),
+    )
+
+
+def _patch_kernel(tensor: np.ndarray) -> np.ndarray:
+    """A convolution's `D C h w` as a matrix `h·w·C, D` on patches."""
+    return tensor.transpose(2, 3, 1, 0).reshape(-1, len(tensor))
+
+
+_BLOCK, _LAYER = r"(vision|text)/encoder/block_(\d+)", r"\1_model.encoder.layers.\2"
+
+# The names of transformers' `SiglipModel`.
+PUBLISHED = Table(
+    {
+        "log_temperature": ("logit_scale", scalar),
+        "bias": ("logit_bias", scalar),
+        "vision/patches/projection/kernel": ("vision_model.embeddings.patch_embedding.weight", _patch_kernel),
+        "vision/patches/projection/bias": ("vision_model.embeddings.patch_embedding.bias", unchanged),
+        "text/tokens/embedding": ("text_model.embeddings.token_embedding.weight", unchanged),
+        "(vision|text)/positions/table": (r"\1_model.embeddings.position_embedding.weight", unchanged),
+        **norm(f"{_BLOCK}/attention_norm", f"{_LAYER}.layer_norm1"),
+        **dense(f"{_BLOCK}/attention/query", f"{_LAYER}.self_attn.q_proj"),
+        **dense(f"{_BLOCK}/attention/key", f"{_LAYER}.self_attn.k_proj"),
+        **dense(f"{_BLOCK}/attention/value", f"{_LAYER}.self_attn.v_proj"),
+        **dense(f"{_BLOCK}/attention/out", f"{_LAYER}.self_attn.out_proj"),
+        **norm(f"{_BLOCK}/feed_forward_norm", f"{_LAYER}.layer_norm2"),
+        **dense(f"{_BLOCK}/feed_forward/expand", f"{_LAYER}.mlp.fc1"),
+        **dense(f"{_BLOCK}/feed_forward/contract", f"{_LAYER}.mlp.fc2"),
+        **norm("vision/encoder/norm", "vision_model.post_layernorm"),
+        **norm("text/encoder/norm", "text_model.final_layer_norm"),
+        "vision/head/probe": ("vision_model.head.probe", unchanged),
+        **packed_attention("vision/head/attention", "vision_model.head.attention"),
+        **norm("vision/head/norm", "vision_model.head.layernorm"),
+        **dense("vision/head/feed_forward/expand", "vision_model.head.mlp.fc1"),
+        **dense("vision/head/feed_forward/contract", "vision_model.head.mlp.fc2"),
+        **dense("text/head", "text_model.head"),
+    },
+    ignored=r".*\.position_ids",
+)

@@ -1,0 +1,47 @@
+"""From pictures and positions to vectors."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxdl.errors import UserError
+
+
+def patchify(images: Float[Array, "B H W C"], patch: int) -> Float[Array, "B T P"]:
+    """Cuts images into squares of `patch` pixels, row by row: `T = (H/patch)·(W/patch)`, `P = patch·patch·C` in the order (row, column, channel).
+
+    Raises `UserError` if a side is no multiple of `patch`.
+    """
+    batch, height, width, channels = images.shape
+    if height % patch or width % patch:
+        raise UserError(f"images of {height}×{width} cannot be cut into patches of {patch}: resize them to a multiple of {patch}")
+    grid = images.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+
+
+class PatchEmbedding(nn.Module):
+    """A linear map of each patch to `features`: the same as a convolution whose stride is its kernel size (Dosovitskiy et al. 2021)."""
+
+    patch: int
+    features: int
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B T D"]:
+        return nn.Dense(self.features, dtype=self.dtype, param_dtype=self.param_dtype, name="projection")(
+            patchify(images, self.patch)
+        )
+
+
+class LearnedPositions(nn.Module):
+    """Adds a learned vector to each position. Their number is fixed by the length at initialisation."""
+
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        _, length, width = x.shape
+        table = self.param("table", nn.initializers.normal(width**-0.5), (length, width), self.param_dtype)
+        return x + table.astype(x.dtype)

@@ -1,0 +1,146 @@
+"""Published weights: from a directory or a hub name to a module and its parameters.
+
+`config.json` names the family, `jaxdl/models/<model_type>.py`, which offers two things:
+
+- `from_config(config, **changes) -> (module, inputs)`, with abstract inputs that fix the shapes of all parameters;
+- `PUBLISHED`, a `jaxdl.weights.Table` that says which published tensor each parameter is read from.
+
+Weights come from safetensors alone, since a pickle can run any code. Both sides must match to the last tensor.
+"""
+
+import importlib
+import json
+import os
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import huggingface_hub
+import jax
+import numpy as np
+import safetensors
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
+
+import jaxdl.models
+from jaxdl.data.image import ImageProcessor
+from jaxdl.data.text import Tokenizer
+from jaxdl.errors import UserError, unknown
+from jaxdl.weights import convert
+
+_PROCESSORS = ("*.json", "spiece.model")
+_WEIGHTS = ("config.json", "model*.safetensors", "model.safetensors.index.json")
+
+
+def load(
+    path_or_hub_name: str | os.PathLike, *, param_dtype: DTypeLike | None = None, **changes: Any
+) -> tuple[nn.Module, PyTree[Array]]:
+    """The published model in a directory, or of a name such as "google/siglip-base-patch16-224" on the Hugging Face hub.
+
+    Parameters have `param_dtype`, or else the type they are stored in. `changes` are fields of the module that are no matter of the weights: `dtype` to compute in, `attention`, `dropout`. Raises `UserError` if there is no such model, its family or one of its settings is unknown here, or a tensor is missing, left over, or has another shape.
+    """
+    directory = _fetch(path_or_hub_name, _WEIGHTS)
+    config = _read_json(directory / "config.json")
+    family = _family(config, directory)
+    try:
+        module, inputs = family.from_config(config, **changes)
+        shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+        return module, convert(_Tensors(_weight_files(directory)), family.PUBLISHED, shapes, param_dtype)
+    except UserError as error:
+        raise UserError(f"{directory}: {error}") from error
+
+
+def load_processors(path_or_hub_name: str | os.PathLike) -> tuple[ImageProcessor, Tokenizer]:
+    """What turns images and texts into a published model's inputs. Raises `UserError` where `load` does, and if either is missing."""
+    directory = _fetch(path_or_hub_name, _PROCESSORS)
+    return ImageProcessor.from_pretrained(directory), Tokenizer.load(directory)
+
+
+class _Tensors(Mapping[str, np.ndarray]):
+    """The tensors of some safetensors files by name, each of them read when it is asked for."""
+
+    def __init__(self, files: Sequence[Path]):
+        self._file_of: dict[str, Any] = {}
+        for file in files:
+            try:
+                opened = safetensors.safe_open(file, framework="numpy")
+            except (OSError, safetensors.SafetensorError) as error:
+                raise UserError(f"{file.name} cannot be read ({error}): fetch it again") from error
+            self._file_of.update(dict.fromkeys(opened.keys(), opened))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file_of[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """One file, or the shards that the index lists."""
+    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        names = set(_read_json(index).get("weight_map", {}).values())
+        if foreign := [name for name in names if Path(name).name != name]:
+            raise UserError(f"{index.name} points out of its directory ({foreign[0]}): fetch it again")
+        return [directory / name for name in sorted(names)]
+    if pickles := sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in directory.glob(pattern)):
+        raise UserError(
+            f"{pickles[0]} is a pickle, which can run any code and is not read here: "
+            "fetch model.safetensors, or write it with transformers: from_pretrained(...).save_pretrained(...)"
+        )
+    raise UserError("there is no model.safetensors: fetch the weights, sharded ones with their model.safetensors.index.json")
+
+
+def _family(config: dict, directory: Path) -> ModuleType:
+    """The file of `jaxdl/models` that `model_type` names."""
+    families = [module.name for module in pkgutil.iter_modules(jaxdl.models.__path__)]
+    given = str(config.get("model_type")).replace("-", "_")
+    if given not in families:
+        raise unknown(f"model family for {directory}, the model_type in its config.json", given, families)
+    family = importlib.import_module(f"jaxdl.models.{given}")
+    if not hasattr(family, "PUBLISHED"):
+        raise UserError(
+            f"{directory} holds a model of type {given}, for which published weights cannot be read: train it instead"
+        )
+    return family
+
+
+def _fetch(path_or_hub_name: str | os.PathLike, patterns: Sequence[str]) -> Path:
+    """A local directory as it is, or else the files of a model on the hub, by way of its cache."""
+    directory = Path(path_or_hub_name).expanduser()
+    if directory.is_dir():
+        return directory
+    name = str(path_or_hub_name)
+    if directory.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        raise UserError(
+            f"there is no directory {name}: give one that holds config.json and *.safetensors, or a hub name OWNER/MODEL"
+        )
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
+    except Exception as error:  # The client lets through what several HTTP libraries raise.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{name} is no directory here, and could not be fetched from huggingface.co ({reason}): "
+            "check the name and the connection, or give a directory that holds config.json and *.safetensors"
+        ) from error
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} holds no {path.name}: give the directory of a published model") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no JSON ({error}): fetch it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: fetch it again")
+    return content

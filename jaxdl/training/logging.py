@@ -1,0 +1,91 @@
+"""Where a run's numbers go: `metrics.jsonl`, TensorBoard, and Weights & Biases if asked for."""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from jaxdl.errors import UserError
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """Takes rows of named numbers."""
+
+    def write(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """One object a line with `step` and the metrics' names, flushed as written.
+
+    A run that resumes at `step` drops what was logged after it, and a line that a kill cut short.
+    """
+
+    def __init__(self, path: Path, step: int):
+        kept = [row for row in read_metrics(path) if row["step"] <= step] if path.exists() and step else []
+        replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """Event files in `directory`; events after `step` of an earlier attempt are hidden."""
+
+    def __init__(self, directory: Path, step: int):
+        from tensorboardX import SummaryWriter  # Takes a second to import.
+
+        self._writer = SummaryWriter(str(directory), purge_step=step + 1)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A Weights & Biases run that resumes under the id kept in the run's directory."""
+
+    def __init__(self, directory: Path, name: str, config: dict[str, Any]):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("--wandb needs the wandb package: pip install 'jaxdl[wandb]'") from None
+        id_file = directory / "wandb_id"
+        if not id_file.exists():
+            id_file.write_text(wandb.util.generate_id())
+        self._run = wandb.init(
+            project="jaxdl", name=name, id=id_file.read_text(), resume="allow", dir=str(directory), config=config
+        )
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self._run.log(metrics, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def read_metrics(path: Path) -> list[dict[str, float | int]]:
+    """The rows of a `metrics.jsonl`; a last line that was cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file so that it is seen whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

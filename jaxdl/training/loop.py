@@ -1,0 +1,206 @@
+"""The loop. It knows no model: it moves batches through a step, and keeps what must not be lost."""
+
+import contextlib
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxdl.errors import RunError
+from jaxdl.training.parallel import data_mesh, distribute
+from jaxdl.training.run import Run
+from jaxdl.training.state import TrainState, parameter_paths, parameter_table
+from jaxdl.training.step import GRADIENT_NORMS, Metrics, Step
+
+Evaluate = Callable[[TrainState], dict[str, float]]
+
+_PROFILED_STEPS = range(10, 20)
+"""Counted from the first step of this process, so that compilation is not in the trace."""
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """An endless iterator of dicts of numpy arrays that knows where it is (a grain `DatasetIterator` is one)."""
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run after everything was saved."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+def fit(
+    step: Step,
+    state: TrainState,
+    batches: Batches,
+    run: Run,
+    *,
+    steps: int,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int | None = None,
+) -> TrainState:
+    """Trains from where the run stopped, or from `state`, to `steps` steps, and leaves a checkpoint there.
+
+    `evaluate` is called every `evaluate_every` steps before the last one; its metrics are logged under `eval/`. A signal to stop (Ctrl-C, SIGTERM) is answered after the step at hand: everything is saved and `Interrupted` raised. Raises `RunError` at a loss or gradient that is not finite; no checkpoint is written after one.
+    """
+    step, state, place = distribute(step, state, data_mesh())
+    restored = run.checkpoints.restore(state, run.say)
+    if restored is not None:
+        state, position, run.seconds_before = restored
+        batches.set_state(position)
+    first = int(state.step)
+    run.start_logging(first)
+    if first:
+        run.say(f"resuming at step {first:,} of {steps:,}")
+    else:
+        run.say(f"parameters:\n{parameter_table(state.params)}")
+
+    execution = run.execution
+    pending = _Pending(run, state, execution.log_every)
+    saved_at = time.monotonic()
+    with _stop_requests() as stop, _profile(run) as profile, _progress(first, steps) as bar:
+        for number in range(first + 1, steps + 1):
+            profile(number - first)
+            started = time.monotonic()
+            batch = place(next(batches))
+            state, metrics = step(state, batch)
+            pending.add(number, metrics, len(next(iter(batch.values()))), bar)
+            if number == first + 1:
+                jax.block_until_ready(state.step)
+                run.log(number, {"seconds_to_first_step": run.seconds - run.seconds_before})
+                run.say(
+                    f"first step after {run.seconds - run.seconds_before:.1f} s, {time.monotonic() - started:.1f} s of it to compile"
+                )
+            minutes = (time.monotonic() - saved_at) / 60
+            if number == steps or number % execution.checkpoint_every == 0 or minutes > execution.checkpoint_minutes or stop:
+                pending.flush(bar)
+                run.checkpoints.save(state, batches.get_state(), run.seconds)
+                saved_at = time.monotonic()
+            if stop and number < steps:
+                name = signal.Signals(stop[0]).name
+                run.checkpoints.wait()
+                raise Interrupted(f"{name}: saved at step {number:,} of {steps:,}; the same command goes on from there", stop[0])
+            if evaluate and evaluate_every and number % evaluate_every == 0 and number < steps:
+                pending.flush(bar)
+                scores = evaluate(state)
+                run.log(number, {f"eval/{name}": value for name, value in scores.items()})
+                run.say(f"step {number:,}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+    return state
+
+
+class _Pending:
+    """Metrics that are still on the device. They come over in one transfer every few steps, when the device has later steps to do."""
+
+    def __init__(self, run: Run, state: TrainState, every: int):
+        self.run, self.every = run, every
+        self.paths = parameter_paths(state.params)
+        self.rows: list[tuple[int, Metrics]] = []
+        self.since, self.examples = time.perf_counter(), 0
+
+    def add(self, number: int, metrics: Metrics, examples: int, bar: tqdm) -> None:
+        bar.update()
+        self.rows.append((number, metrics))
+        self.examples += examples
+        if self.every == 1 or number % self.every == 1:  # The window before is full, and the device is busy with this step.
+            self.flush(bar, leave=0 if self.every == 1 else 1)
+
+    def flush(self, bar: tqdm, leave: int = 0) -> None:
+        """Fetches, checks and logs all rows but the last `leave`; what is logged is their mean."""
+        rows, self.rows = self.rows[: len(self.rows) - leave], self.rows[len(self.rows) - leave :]
+        if not rows:
+            return
+        numbers, fetched = [number for number, _ in rows], jax.device_get([metrics for _, metrics in rows])
+        for number, metrics in zip(numbers, fetched):
+            self._check(number, metrics)
+        names = [name for name in fetched[0] if name != GRADIENT_NORMS]
+        means = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in names}
+        now = time.perf_counter()
+        rate = len(rows) / (now - self.since)
+        means |= {"steps_per_second": rate, "examples_per_second": rate * self.examples / (len(rows) + leave)}
+        self.since, self.examples = now, leave * self.examples // (len(rows) + leave)
+        self.run.log(numbers[-1], means)
+        bar.set_postfix({"loss": f"{means['loss']:.4g}", "examples/s": f"{means['examples_per_second']:.0f}"}, refresh=False)
+
+    def _check(self, number: int, metrics: dict[str, np.ndarray]) -> None:
+        norms = metrics.get(GRADIENT_NORMS, np.zeros(0))
+        scalars = {name: float(value) for name, value in metrics.items() if name != GRADIENT_NORMS}
+        wrong = [name for name, value in scalars.items() if not math.isfinite(value)]
+        parameters = [path for path, norm in zip(self.paths, norms) if not math.isfinite(norm)]
+        if not wrong and not parameters:
+            return
+        named = ", ".join(parameters[:5]) + (f" and {len(parameters) - 5} more" if len(parameters) > 5 else "")
+        gradients = f"; the gradients of {named} are not finite" if parameters else ""
+        stands = self.run.checkpoints.latest()
+        kept = "there is no checkpoint before it" if stands is None else f"the checkpoint of step {stands:,} stands"
+        raise RunError(
+            f"at step {number:,} {', '.join(wrong) or 'a gradient'} is not finite{gradients}; {kept}: "
+            "try a lower --learning-rate, a longer --warmup or clipping"
+        )
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that receives the first signal to stop; a second one is answered at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+        tqdm.write("stopping after this step; once more to stop at once", file=sys.stderr)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _profile(run: Run) -> Iterator[Callable[[int], None]]:
+    """A function to be told the number of each step, which traces some of them if the run asks for it."""
+    tracing = False
+
+    def at(number: int) -> None:
+        nonlocal tracing
+        if run.execution.profile and number == _PROFILED_STEPS.start:
+            jax.profiler.start_trace(str(run.directory / "profile"))
+            tracing = True
+        elif tracing and number == _PROFILED_STEPS.stop:
+            end()
+
+    def end() -> None:
+        nonlocal tracing
+        jax.profiler.stop_trace()
+        tracing = False
+        run.say(f"a trace is in {run.directory / 'profile'}")
+
+    try:
+        yield at
+    finally:
+        if tracing:
+            end()
+
+
+def _progress(first: int, steps: int) -> tqdm:
+    """Step, loss, steps and examples a second, and the time that is left; nothing where nobody watches."""
+    return tqdm(initial=first, total=steps, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), leave=False)

@@ -1,0 +1,173 @@
+"""A run is one working directory: config, log, checkpoints, figures, result."""
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+from annotated_types import Ge, Gt
+from tqdm import tqdm
+
+from jaxdl import figures
+from jaxdl.errors import UserError
+from jaxdl.training.checkpoint import Checkpoints
+from jaxdl.training.logging import JsonLines, TensorBoard, WandB, Writer, read_metrics, replace_text
+from jaxdl.training.state import TrainState, parameters_sha256
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a run is carried out. Nothing here changes its result, so a resumed run may change it."""
+
+    overwrite: bool = False
+    """Delete the run that is in the working directory and start anew."""
+    log_every: Annotated[int, Ge(1)] = 10
+    """Steps between two rows of the log."""
+    checkpoint_every: Annotated[int, Ge(1)] = 1000
+    """Steps between two checkpoints."""
+    checkpoint_minutes: Annotated[float, Gt(0)] = 10.0
+    """Minutes after which a checkpoint is written even if its step has not come."""
+    keep_checkpoints: Annotated[int, Ge(1)] = 2
+    """How many of the newest checkpoints are kept."""
+    profile: bool = False
+    """Record a trace of a few steps in DIR/profile, to be opened with XProf or Perfetto."""
+    wandb: bool = False
+    """Also log to Weights & Biases (pip install 'jaxdl[wandb]')."""
+
+
+class Run:
+    """An open working directory. Use `Run.open`; closing waits for what is still being written.
+
+    `config.json`, `metrics.jsonl`, `result.json`, `checkpoints/`, `figures/`, `tensorboard/` are what it leaves; an experiment may keep more beside them (a tokenizer, say).
+    """
+
+    def __init__(self, directory: Path, experiment: str, config: Any, execution: Execution):
+        self.directory, self.experiment, self.config, self.execution = directory, experiment, config, execution
+        self.checkpoints = Checkpoints(directory / "checkpoints", _plain(config), execution.keep_checkpoints)
+        self.figures = directory / "figures"
+        self.figures.mkdir(exist_ok=True)
+        self.started = time.perf_counter()
+        self.seconds_before = 0.0
+        self._writers: list[Writer] = []
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, directory: str | Path, experiment: str, config: Any, execution: Execution = Execution()) -> Iterator["Run"]:
+        """Begins the run, or goes on with the one that is there.
+
+        Raises `UserError` if the directory holds a run with another config (the difference is shown) or other people's files, if it cannot be written, or if another process is at work in it.
+        """
+        directory = Path(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = (directory / ".lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the working directory {directory}: {error.strerror}; give another --workdir"
+            ) from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"another process is training in {directory}: wait for it, or give another --workdir") from None
+            _claim(directory, experiment, config, execution.overwrite)
+            run = cls(directory, experiment, config, execution)
+            try:
+                yield run
+            finally:
+                for writer in run._writers:
+                    writer.close()
+                run.checkpoints.close()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time spent on this run, earlier attempts up to their last checkpoint included."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches; it does not disturb the progress bar."""
+        tqdm.write(text)
+
+    def start_logging(self, step: int) -> None:
+        """Opens the log of a run that begins at `step`."""
+        self._writers = [JsonLines(self.directory / "metrics.jsonl", step), TensorBoard(self.directory / "tensorboard", step)]
+        if self.execution.wandb:
+            name = f"{self.experiment}-{self.directory.name}"
+            self._writers.append(WandB(self.directory, name, _plain(self.config)))
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        for writer in self._writers:
+            writer.write(step, metrics)
+
+    def finish(self, state: TrainState, metrics: dict[str, float]) -> dict[str, Any]:
+        """Logs the final metrics, draws the learning curves, writes `result.json`, and says where things are."""
+        step = int(state.step)
+        self.log(step, {f"eval/{name}": value for name, value in metrics.items()})
+        figures.learning_curves(read_metrics(self.directory / "metrics.jsonl"), self.figures / "learning_curves.png")
+        result = {
+            "experiment": self.experiment,
+            "preset": self.config.preset,
+            "steps": step,
+            "metrics": metrics,
+            "parameters_sha256": parameters_sha256(state.params),
+            "seconds": round(self.seconds, 1),
+            "versions": {name: importlib.metadata.version(name) for name in ("jaxdl", "jax", "flax", "optax", "numpy")},
+            "device": f"{jax.device_count()} × {jax.devices()[0].device_kind} ({platform.machine()})",
+        }
+        replace_text(self.directory / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        self.report(result)
+        return result
+
+    def report(self, result: dict[str, Any]) -> None:
+        width = max(map(len, result["metrics"]), default=0)
+        self.say(f"\nafter {result['steps']:,} steps and {result['seconds']:.0f} seconds:")
+        for name, value in result["metrics"].items():
+            self.say(f"  {name:<{width}}  {value:.4g}")
+        pictures = ", ".join(sorted(path.name for path in self.figures.glob("*.png")))
+        self.say(f"everything is in {self.directory}; pictures in {self.figures}: {pictures}")
+
+
+def _claim(directory: Path, experiment: str, config: Any, overwrite: bool) -> None:
+    """Makes sure that the directory is this run's, and writes its `config.json`."""
+    path = directory / "config.json"
+    wanted = {"experiment": experiment, "config": _plain(config)}
+    others = [entry for entry in directory.iterdir() if entry.name != ".lock"]
+    if not path.exists() and others:
+        raise UserError(f"{directory} holds {others[0].name} and is no run: give another --workdir")
+    if path.exists() and overwrite:
+        for entry in others:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            differences = _differences(found, wanted)
+        except (json.JSONDecodeError, AttributeError, KeyError):
+            raise UserError(f"{path} cannot be read: restore it, or start anew with --overwrite") from None
+        if differences:
+            raise UserError(
+                f"{directory} holds a run with another config ({'; '.join(differences)}): "
+                "give the same flags to resume it, another --workdir to keep both, or --overwrite to start anew"
+            )
+    replace_text(path, json.dumps(wanted, indent=2) + "\n")
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A config as JSON reads it back: tuples become lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What would change, as `name: there → here`."""
+    if found["experiment"] != wanted["experiment"]:
+        return [f"experiment: {found['experiment']} → {wanted['experiment']}"]
+    there, here = found["config"], wanted["config"]
+    names = [*there, *(name for name in here if name not in there)]
+    return [f"{name}: {there.get(name)} → {here.get(name)}" for name in names if there.get(name) != here.get(name)]

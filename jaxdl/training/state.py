@@ -1,0 +1,78 @@
+"""What training carries from step to step."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Key, PyTree
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step reads and writes, and that a checkpoint holds.
+
+    `params` and `opt_state` may be dicts with one entry per network (GANs, reinforcement learning). `variables` are the other Linen collections (`batch_stats`, ...). `key` never changes: step keys are `fold_in(key, step)`. `ema` is an average of `params`, or None. Leaves may be abstract, or stacked over seeds: that is why they are not typed further.
+    """
+
+    step: PyTree
+    """int32 scalar: how many updates were made."""
+    params: PyTree
+    opt_state: PyTree
+    variables: PyTree
+    key: PyTree
+    """A typed scalar key."""
+    ema: PyTree | None = None
+
+
+def init_state(
+    init: Callable[[Key[Array, ""]], dict[str, Any]],
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema: bool = False,
+    params: PyTree | None = None,
+) -> TrainState:
+    """The state at step 0, made by one compiled program.
+
+    `init` is a module's initialisation given its key: `lambda key: module.init(key, images, tokens)`. `params`, where given, stand in for the initialised ones (fine-tuning).
+    """
+
+    @jax.jit
+    def make(given: PyTree | None) -> TrainState:
+        init_key, key = jax.random.split(jax.random.key(seed))
+        variables = dict(init(init_key))
+        fresh = variables.pop("params")
+        params = fresh if given is None else given
+        average = jax.tree.map(jnp.copy, params) if ema else None
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), variables, key, average)
+
+    return make(params)
+
+
+def parameter_paths(params: PyTree) -> list[str]:
+    """The name of each leaf, as in "vision/encoder/block_0/norm/scale", in the order of `jax.tree.leaves`."""
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+
+
+def parameters_sha256(params: PyTree) -> str:
+    """Digest of all parameters' bytes in the order of their paths: equal if and only if every bit is."""
+    digest = hashlib.sha256()
+    for _, leaf in sorted(zip(parameter_paths(params), jax.tree.leaves(params), strict=True), key=lambda pair: pair[0]):
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()
+
+
+def parameter_table(params: PyTree, depth: int = 2) -> str:
+    """How many parameters each part has, as lines of text; parts are paths cut after `depth` names."""
+    rows: dict[str, int] = {}
+    for path, leaf in zip(parameter_paths(params), jax.tree.leaves(params), strict=True):
+        part = "/".join(path.split("/")[:depth])
+        rows[part] = rows.get(part, 0) + leaf.size
+    rows["total"] = sum(rows.values())
+    width = max(map(len, rows))
+    return "\n".join(f"  {name:<{width}}  {count:>13,}" for name, count in rows.items())

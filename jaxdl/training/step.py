@@ -1,0 +1,84 @@
+"""From an objective and an optimizer to a step: `(state, batch) -> (state, metrics)`."""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from jaxdl.training.state import TrainState
+
+Batch = dict[str, Array | np.ndarray]
+Metrics = dict[str, Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+GRADIENT_NORMS = "gradient_norms"
+"""The one metric that is a vector: the norm of each parameter's gradient, by which the loop names what went wrong."""
+
+
+@flax.struct.dataclass
+class Aux:
+    """What an objective says beside the loss: scalars to log, and the new values of the non-parameter collections."""
+
+    metrics: Metrics = flax.struct.field(default_factory=dict)
+    variables: dict[str, PyTree] = flax.struct.field(default_factory=dict)
+
+
+LossFn = Callable[[PyTree, dict[str, PyTree], Batch, Key[Array, ""]], tuple[Float[Array, ""], Aux]]
+"""`(params, variables, batch, key) -> (loss, Aux)`, a mean over the batch's examples."""
+
+
+def make_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    schedule: optax.Schedule | None = None,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+    axis_name: str | None = None,
+) -> Step:
+    """One update of the parameters.
+
+    `schedule`, where given, is logged as `learning_rate`. `accumulate` cuts the batch into that many equal parts, one after the other, and averages their gradients: the same update for an objective that is a mean over examples, in a part of the memory; an objective that compares examples with each other sees only one part at a time. `ema_decay` keeps `ema ← decay·ema + (1 − decay)·params`. `axis_name` averages gradients and metrics over that mapped axis.
+
+    The metrics are scalars, beside `GRADIENT_NORMS`, and stay on the device.
+    """
+
+    def gradients(state: TrainState, batch: Batch) -> tuple[PyTree, dict[str, PyTree], Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+        if accumulate == 1:
+            (loss, aux), grads = value_and_grad(state.params, state.variables, batch, key)
+            return grads, aux.variables, {"loss": loss, **aux.metrics}
+
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, len(x) // accumulate, *x.shape[1:]), batch)
+
+        def add(carry: tuple, part: tuple) -> tuple[tuple, Metrics]:
+            total, variables = carry
+            index, batch = part
+            (loss, aux), grads = value_and_grad(state.params, variables, batch, jax.random.fold_in(key, index))
+            return (jax.tree.map(jnp.add, total, grads), aux.variables), {"loss": loss, **aux.metrics}
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        (total, variables), metrics = jax.lax.scan(add, (zeros, state.variables), (jnp.arange(accumulate), parts))
+        return jax.tree.map(lambda x: x / accumulate, total), variables, jax.tree.map(lambda x: x.mean(0), metrics)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, variables, metrics = gradients(state, batch)
+        if axis_name is not None:
+            grads, variables, metrics = jax.lax.pmean((grads, variables, metrics), axis_name)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay is not None:
+            ema = optax.incremental_update(params, state.ema, 1 - ema_decay)
+        norms = jnp.stack([optax.tree.norm(leaf) for leaf in jax.tree.leaves(grads)])
+        metrics |= {"gradient_norm": jnp.linalg.norm(norms), GRADIENT_NORMS: norms}
+        if schedule is not None:
+            metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        return TrainState(state.step + 1, params, opt_state, variables, state.key, ema), metrics
+
+    return step

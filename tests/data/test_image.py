@@ -1,0 +1,246 @@
+"""Images are read, brought to a model's size and range, and augmented."""
+
+import io
+import json
+
+import chex
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from jaxdl.data.image import PRESETS, ImageProcessor, decode, random_crop, random_flip, random_resized_crop
+from jaxdl.errors import UserError
+
+sides = st.integers(1, 40)
+quick = settings(max_examples=50, deadline=None, derandomize=True)
+
+
+def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_a_file_and_its_bytes_decode_to_the_pixels(tmp_path):
+    image = noise(5, 7)
+    (tmp_path / "image.png").write_bytes(encoded(Image.fromarray(image)))
+    chex.assert_trees_all_equal(decode(tmp_path / "image.png"), image)
+    chex.assert_trees_all_equal(decode((tmp_path / "image.png").read_bytes()), image)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
+def test_every_mode_decodes_to_rgb(mode):
+    picture = (
+        Image.fromarray(noise(4, 6)).convert("L").convert(mode) if mode != "P" else Image.fromarray(noise(4, 6)).convert("P")
+    )
+    image = decode(encoded(picture, "TIFF" if mode == "CMYK" else "PNG"))
+    assert image.shape == (4, 6, 3) and image.dtype == np.uint8
+
+
+def test_a_palette_with_transparency_decodes_without_a_warning():
+    picture = Image.fromarray(noise(4, 6)).convert("P")
+    assert decode(encoded(picture, transparency=bytes(range(256)))).shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize("orientation, turned", [(1, lambda x: x), (3, lambda x: x[::-1, ::-1]), (6, lambda x: np.rot90(x, -1))])
+def test_the_orientation_of_a_photograph_is_respected(orientation, turned):
+    image, exif = noise(5, 7), Image.Exif()
+    exif[0x0112] = orientation
+    chex.assert_trees_all_equal(decode(encoded(Image.fromarray(image), exif=exif)), turned(image))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
+@pytest.mark.parametrize("fault", ["cut short", "no image", "empty"])
+def test_a_broken_image_is_named(kind, fault, tmp_path):
+    path, whole = tmp_path / "broken.image", encoded(Image.fromarray(noise(64, 64)), kind)
+    path.write_bytes({"cut short": whole[: len(whole) // 2], "no image": b"hello" * 99, "empty": b""}[fault])
+    for source in (path, path.read_bytes()):
+        with pytest.raises(UserError, match=r"cannot be read as an image") as error:
+            decode(source)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"broken\.image"):
+        decode(path)
+
+
+def test_a_missing_image_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.png does not exist"):
+        decode(tmp_path / "nowhere.png")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_standardises(name):
+    """(x / 255 − mean) / std, pixel by pixel."""
+    image = noise(4, 4)
+    processor = ImageProcessor.preset(name, 4)
+    expected = [[[(value / 255 - m) / s for value, m, s in zip(p, processor.mean, processor.std)] for p in row] for row in image]
+    processed = processor(image)
+    assert processed.dtype == np.float32
+    chex.assert_trees_all_close(processed, np.float32(expected), atol=1e-6)
+
+
+def test_siglips_range_is_from_minus_one_to_one():
+    processed = ImageProcessor.preset("siglip", 16)(np.arange(256, dtype=np.uint8).reshape(16, 16, 1))
+    assert processed.min() == -1 and processed.max() == 1 and processed.shape == (16, 16, 3)
+
+
+@quick
+@given(st.sampled_from(list(PRESETS)), sides, sides, sides, sides, st.sampled_from([1, 3]))
+def test_the_result_has_the_size_asked_for(name, height, width, high, wide, channels):
+    processor = ImageProcessor.preset(name, (high, wide))
+    chex.assert_shape(processor(noise(height, width, channels)), (high, wide, 3))
+
+
+def test_a_grey_image_is_the_same_as_its_rgb_form():
+    grey = noise(20, 30, 1)
+    for name in PRESETS:
+        processor = ImageProcessor.preset(name, 8)
+        chex.assert_trees_all_equal(processor(grey), processor(grey.repeat(3, -1)))
+
+
+def test_cropping_takes_the_centre_and_squashing_the_whole():
+    image = np.zeros((10, 30, 3), np.uint8)
+    image[:, 10:20] = 255
+    crop = ImageProcessor.preset("siglip", 10, fit="crop")
+    chex.assert_trees_all_equal(crop.resize(image), np.full((10, 10, 3), 255, np.uint8))
+    assert ImageProcessor.preset("siglip", 10).resize(image).mean() == pytest.approx(85, abs=1)
+
+
+def test_shrinking_averages_rather_than_skips():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    for resample in ("box", "bilinear", "bicubic", "lanczos"):
+        resized = ImageProcessor.preset("siglip", 8, resample=resample).resize(stripes)
+        assert np.abs(resized[:, 1:-1].astype(int) - 127).max() <= 2
+
+
+def test_an_image_of_the_right_size_is_not_resampled(monkeypatch):
+    monkeypatch.setattr(Image, "fromarray", lambda *_: pytest.fail("PIL was called"))
+    for name in PRESETS:
+        chex.assert_trees_all_equal(ImageProcessor.preset(name, 32).resize(noise(32, 32)), noise(32, 32))
+
+
+@quick
+@given(st.sampled_from(list(PRESETS)), st.integers(0, 2**32 - 1))
+def test_unprocessing_gives_back_every_grey_level(name, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    processor = ImageProcessor.preset(name, 8)
+    chex.assert_trees_all_equal(processor.unprocess(np.stack([processor(one) for one in image])), image)
+
+
+def test_unprocessing_clips_what_no_picture_shows():
+    picture = ImageProcessor.preset("siglip", 1).unprocess(np.array([[[-9.0, 0.5, 9.0]]]))
+    assert picture.tolist() == [[[0, 191, 255]]]
+
+
+def test_an_unknown_preset_is_refused_with_a_suggestion():
+    with pytest.raises(UserError, match=r"did you mean 'siglip'\?.*clip"):
+        ImageProcessor.preset("siglpi", 224)
+
+
+def test_a_crop_larger_than_the_scaled_image_is_refused():
+    with pytest.raises(ValueError, match="shorter side of 200"):
+        ImageProcessor.preset("clip", 224, shorter_side=200)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"do_rescale": False}, "do_rescale is off"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor"),
+        ({"image_mean": None}, "None"),
+        ({"resample": 99}, "99"),
+        ({"size": {"longest_edge": 224}}, "lacks 'height'"),
+        ({"do_center_crop": True}, "lacks"),
+    ],
+)
+def test_a_processor_that_is_not_known_is_refused(change, message, tmp_path):
+    config = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 8, "width": 8}, **change}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        ImageProcessor.from_pretrained(tmp_path)
+
+
+def test_older_and_newer_configurations_are_read(tmp_path):
+    config = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 40, "crop_size": 32, "do_center_crop": True}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": config}))
+    expected = ImageProcessor.preset("siglip", 32, fit="crop", shorter_side=40)
+    assert ImageProcessor.from_pretrained(tmp_path) == expected
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    assert ImageProcessor.from_pretrained(tmp_path) == expected
+
+
+def test_a_directory_without_a_configuration_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no preprocessor_config\.json"):
+        ImageProcessor.from_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(UserError, match="no JSON"):
+        ImageProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("augment", [random_flip, random_resized_crop, lambda image, rng: random_crop(image, rng, 3)])
+def test_the_same_seed_augments_the_same_way(augment):
+    image = noise(12, 9)
+    for seed in range(5):
+        first, second = (augment(image, np.random.default_rng(seed)) for _ in range(2))
+        chex.assert_trees_all_equal(first, second)
+    results = {augment(image, np.random.default_rng(seed)).tobytes() for seed in range(20)}
+    assert len(results) > 1
+    chex.assert_trees_all_equal(image, noise(12, 9))
+
+
+def test_half_of_the_flips_mirror():
+    image, rng = noise(3, 4), np.random.default_rng(0)
+    flips = [random_flip(image, rng) for _ in range(1000)]
+    mirrored = sum(np.array_equal(flip, np.fliplr(image)) for flip in flips)
+    assert mirrored + sum(np.array_equal(flip, image) for flip in flips) == 1000
+    assert 440 < mirrored < 560
+
+
+def test_a_random_crop_moves_the_image_by_at_most_the_padding():
+    image, rng, seen = noise(5, 6) | 1, np.random.default_rng(0), set()
+    for _ in range(300):
+        crop = random_crop(image, rng, 2)
+        chex.assert_shape(crop, (5, 6, 3))
+        moved = [
+            (dy, dx)
+            for dy in range(-2, 3)
+            for dx in range(-2, 3)
+            if np.array_equal(
+                crop[max(0, -dy) : 5 - max(0, dy), max(0, -dx) : 6 - max(0, dx)],
+                image[max(0, dy) : 5 + min(0, dy), max(0, dx) : 6 + min(0, dx)],
+            )
+        ]
+        assert moved
+        seen.update(moved)
+    assert len(seen) == 25
+
+
+@quick
+@given(sides, sides, st.integers(0, 2**32 - 1))
+def test_a_resized_crop_is_a_window_of_the_image(height, width, seed):
+    places = np.stack([*np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), np.zeros((height, width), int)], -1)
+    crop = random_resized_crop(places.astype(np.uint8), np.random.default_rng(seed))
+    h, w = crop.shape[:2]
+    top, left = crop[0, 0, :2]
+    assert h >= 1 and w >= 1
+    chex.assert_trees_all_equal(crop, places[top : top + h, left : left + w].astype(np.uint8))
+
+
+def test_resized_crops_have_the_areas_and_ratios_asked_for():
+    image, rng = np.zeros((200, 200, 3), np.uint8), np.random.default_rng(0)
+    shapes = np.array([random_resized_crop(image, rng, scale=(0.2, 0.5), ratio=(0.5, 2.0)).shape[:2] for _ in range(2000)])
+    areas, ratios = shapes.prod(axis=1) / 200**2, np.log2(shapes[:, 1] / shapes[:, 0])
+    assert 0.19 < areas.min() and areas.max() < 0.51 and areas.mean() == pytest.approx(0.35, abs=0.01)
+    assert -1.05 < ratios.min() and ratios.max() < 1.05 and ratios.mean() == pytest.approx(0, abs=0.05)
+
+
+def test_a_ratio_that_never_fits_falls_back_to_the_centre():
+    image = noise(10, 100)
+    crop = random_resized_crop(image, np.random.default_rng(0), scale=(1, 1), ratio=(1, 1))
+    chex.assert_trees_all_equal(crop, image[:, 45:55])

@@ -1,0 +1,125 @@
+"""Images and texts reach the model as transformers' processors send them."""
+
+import io
+import string
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+siglip_images = pytest.importorskip("transformers.models.siglip.image_processing_pil_siglip")
+clip_images = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
+siglip_texts = pytest.importorskip("transformers.models.siglip.tokenization_siglip")
+tokenizers_backend = pytest.importorskip("transformers.tokenization_utils_tokenizers")
+
+import sentencepiece
+
+from jaxdl import pretrained
+from jaxdl.data.image import ImageProcessor
+from jaxdl.data.text import Tokenizer
+
+EXACT = 1e-6
+"""In units of the normalised image, where a grey level is at least 1/255."""
+SIZES = [(224, 224), (37, 91), (300, 200), (333, 500), (64, 65)]
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    """Noise of every scale, as real edges and textures are."""
+    random = np.random.default_rng(height * width)
+    coarse = random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3)).repeat(8, 0).repeat(8, 1)[:height, :width]
+    return (0.5 * coarse + 0.5 * random.integers(0, 256, (height, width, 3))).astype(np.uint8)
+
+
+def theirs(processor, image: np.ndarray) -> np.ndarray:
+    return np.moveaxis(processor(image, return_tensors="np", input_data_format="channels_last")["pixel_values"][0], 0, -1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_siglips_images_are_equal(size, tmp_path):
+    processor = siglip_images.SiglipImageProcessorPil(size={"height": 32, "width": 48})
+    processor.save_pretrained(tmp_path)
+    ours = ImageProcessor.from_pretrained(tmp_path)
+    assert ours == ImageProcessor.preset("siglip", (32, 48))
+    image = picture(*size)
+    np.testing.assert_allclose(ours(image), theirs(processor, image), atol=EXACT)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("shorter_side, crop", [(32, (32, 32)), (40, (32, 24))])
+def test_clips_images_are_equal(size, shorter_side, crop, tmp_path):
+    crop_size = dict(zip(("height", "width"), crop))
+    processor = clip_images.CLIPImageProcessorPil(size={"shortest_edge": shorter_side}, crop_size=crop_size)
+    processor.save_pretrained(tmp_path)
+    ours = ImageProcessor.from_pretrained(tmp_path)
+    assert ours == ImageProcessor.preset("clip", crop, shorter_side=shorter_side)
+    image = picture(*size)
+    np.testing.assert_allclose(ours(image), theirs(processor, image), atol=EXACT)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """SigLIP's tokenizer as it is published, but of a small vocabulary: ids 0, 1, 2 are `<pad>`, `</s>`, `<unk>`, as in c4_en."""
+    random = np.random.default_rng(0)
+    words = ["".join(random.choice(list(string.ascii_lowercase), size)) for size in random.integers(1, 9, 200)]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(random.choice(words, 9)) for _ in range(500)]),
+        model_writer=model,
+        vocab_size=200,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    directory = tmp_path_factory.mktemp("tokenizer")
+    (directory / "spiece.model").write_bytes(model.getvalue())
+    tokenizer = siglip_texts.SiglipTokenizer(str(directory / "spiece.model"))
+    tokenizer.save_pretrained(directory)
+    return tokenizer, directory, words
+
+
+def test_siglips_tokens_are_equal(published):
+    tokenizer, directory, words = published
+    ours = Tokenizer.load(directory)
+    assert (ours.pad, ours.end, ours.length, ours.vocabulary) == (1, 1, 64, 200)
+    known = st.lists(st.sampled_from(words), max_size=40).map(" ".join)
+    # Theirs reads "</s>" in a caption as the end of the caption; ours takes a caption for a caption.
+    anything = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=80)
+
+    @settings(max_examples=200, deadline=None, derandomize=True)
+    @given(st.lists(known | anything | st.builds("{}{}".format, known, anything), min_size=1, max_size=4), st.integers(1, 70))
+    def equal(texts, length):
+        expected = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="np")["input_ids"]
+        np.testing.assert_array_equal(ours(texts, length), expected)
+
+    equal()
+
+
+def test_a_saved_tokenizer_is_the_published_one(published, tmp_path):
+    _, directory, words = published
+    Tokenizer.load(directory).save(tmp_path)
+    texts = ["A photo of a cat.", "  Two, DOGS! ", "", " ".join(words)]
+    np.testing.assert_array_equal(Tokenizer.load(tmp_path)(texts), Tokenizer.load(directory)(texts))
+    again = siglip_texts.SiglipTokenizer.from_pretrained(str(tmp_path))
+    np.testing.assert_array_equal(
+        again(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"], Tokenizer.load(tmp_path)(texts)
+    )
+
+
+def test_transformers_reads_a_trained_tokenizer(tmp_path):
+    texts = ["A red circle left of a blue square.", "two green rings", "one  triangle!"]
+    ours = Tokenizer.train(texts, vocabulary=64)
+    ours.save(tmp_path)
+    theirs = tokenizers_backend.TokenizersBackend.from_pretrained(str(tmp_path))
+    expected = theirs(texts, padding="max_length", max_length=40, return_tensors="np")["input_ids"]
+    np.testing.assert_array_equal(ours(texts, 40), expected)
+
+
+def test_both_processors_come_from_one_directory(published, tmp_path):
+    _, directory, _ = published
+    siglip_images.SiglipImageProcessorPil().save_pretrained(directory)
+    processor, tokenizer = pretrained.load_processors(directory)
+    assert processor == ImageProcessor.preset("siglip", 224) and tokenizer(["a cat"]).shape == (1, 64)
