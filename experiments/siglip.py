@@ -21,6 +21,7 @@ from jaxdl import figures, launch, pretrained
 from jaxdl.data import Cached, Source, eval_batches, open_source, scenes, train_batches
 from jaxdl.data.image import ImageProcessor, random_flip, random_resized_crop
 from jaxdl.data.text import Tokenizer
+from jaxdl.errors import UserError
 from jaxdl.losses import sigmoid_loss
 from jaxdl.metrics import accuracy, recall_at
 from jaxdl.models.siglip import VARIANTS, SigLIP, TextTower, VisionTower
@@ -49,7 +50,7 @@ Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "B T"]]
 class Config(launch.Config):
     """What this experiment computes."""
 
-    steps: Annotated[int, Ge(1)] = 2000
+    steps: Annotated[int, Ge(1)] = 3000
     batch_size: Annotated[int, Ge(1)] = 128
     learning_rate: Annotated[float, Gt(0)] = 0.02
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.025
@@ -182,10 +183,13 @@ def load_tokenizer(config: Config, source: Source, directory: Path) -> Tokenizer
     if config.tokenizer:
         return Tokenizer.load(config.tokenizer)
     if not (directory / "tokenizer.json").exists():
-        examples = (source[index] for index in range(min(len(source), 10_000)))
-        Tokenizer.train(
-            [text for example in examples for text in captions(example, source.classes)], vocabulary=config.vocabulary
-        ).save(directory)
+        if source.classes:
+            texts = [template.format(name) for name in source.classes for template in TEMPLATES]
+        elif hasattr(source, "texts"):
+            texts = [text for index in range(min(len(source), 10_000)) for text in source.texts(index)]
+        else:
+            raise UserError(f"--data {config.data} has neither captions nor labels: choose a data set of pictures that has")
+        Tokenizer.train(texts, vocabulary=config.vocabulary).save(directory)
     return Tokenizer.load(directory)
 
 
@@ -205,7 +209,8 @@ def pair(
 ) -> dict[str, np.ndarray]:
     """A picture and one of its captions, drawn at random, as the model takes them."""
     image = process(augment(example["image"], rng))
-    return {"image": image, "tokens": tokenize([str(rng.choice(captions(example, classes)))])[0]}
+    texts = captions(example, classes)
+    return {"image": image, "tokens": tokenize([texts[rng.integers(len(texts))]])[0]}
 
 
 def loss(

@@ -3,9 +3,8 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib.axes
-import matplotlib.figure
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -88,22 +87,24 @@ def ranked_images(
     _save(figure, path)
 
 
-def _show(axis: matplotlib.axes.Axes, image: UInt8[np.ndarray, "H W C"]) -> None:
+def _show(axis: Any, image: UInt8[np.ndarray, "H W C"]) -> None:
     axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
 
 
 def _subplots(
     rows: int, columns: int, width: float, height: float, width_ratios: Sequence[float] | None = None
-) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+) -> tuple[Any, np.ndarray]:
     """A figure with a flat array of axes, each `width` by `height` inches, without a global pyplot state."""
+    import matplotlib.figure  # Here, so that a command line that draws nothing does not wait for it.
+
     total = width * (sum(width_ratios) if width_ratios else columns)
     figure = matplotlib.figure.Figure(figsize=(total, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"width_ratios": width_ratios}).ravel()
     return figure, axes
 
 
-def _save(figure: matplotlib.figure.Figure, path: Path) -> None:
+def _save(figure: Any, path: Path) -> None:
     for axis in figure.axes:
         if not axis.has_data() and not axis.texts:
             axis.set_axis_off()

@@ -4,6 +4,7 @@ An experiment is a config class, named presets of it, and a `main(config, workdi
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import functools
@@ -28,6 +29,9 @@ from jaxdl.errors import RunError, UserError, unknown
 from jaxdl.training import Execution, Interrupted
 
 BAD_INPUT, FAILURE = 2, 1
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+"""Of glibc's malloc.h."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,12 +239,24 @@ def _set_up_libraries() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxdl" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    keep_freed_memory()
     # Orbax logs the traceback of every failure before it raises it, and abandoned coroutines and writers complain once more.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda unraisable: None
     report = threading.excepthook
     threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else report(args)
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc's malloc to keep what is freed; does nothing where there is another C library.
+
+    On a CPU, XLA takes its buffers from malloc in every step. By default large ones go back to the system at once, and come again page by page: on two cores a step of the default SigLIP took 40 ms that way, and 27 ms so.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, mebibytes in ((_M_MMAP_THRESHOLD, 32), (_M_TRIM_THRESHOLD, 1024), (_M_TOP_PAD, 64)):
+            mallopt(parameter, mebibytes * 2**20)
 
 
 @contextlib.contextmanager

@@ -203,6 +203,10 @@ class Scenes:
         }
         return {"image": render(described, self.resolution), **{field: make[field]() for field in self.fields}}
 
+    def texts(self, index: int) -> tuple[str, ...]:
+        """The captions of an example, without drawing it."""
+        return captions(scene(self.seed, index))
+
 
 def _generator(seed: int, index: int, stream: int) -> np.random.Generator:
     """Counter-based, so that every (seed, index) has its own numbers without drawing those before it."""

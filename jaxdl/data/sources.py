@@ -20,7 +20,10 @@ _IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 @runtime_checkable
 class Source(Protocol):
-    """`len(source)` examples; `source[i]` is a dict. Image sources give `image` (`H W C` uint8) with `text` (a tuple of captions) or `label` (an index into `classes`)."""
+    """`len(source)` examples; `source[i]` is a dict. Image sources give `image` (`H W C` uint8) with `text` (a tuple of captions) or `label` (an index into `classes`).
+
+    Sources of captions also have `texts(i)`, the captions without the image.
+    """
 
     classes: tuple[str, ...]
     """Names of the labels; empty where there are none."""
@@ -142,6 +145,10 @@ class CaptionFolder:
     def __getitem__(self, index: int) -> dict[str, Any]:
         name, texts = self.rows[index]
         return {"image": decode(self.directory / name), "text": texts}
+
+    def texts(self, index: int) -> tuple[str, ...]:
+        """The captions of an example, without reading its image."""
+        return self.rows[index][1]
 
 
 class ClassFolder:

@@ -36,6 +36,8 @@ class VisionTower(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B D"]:
         height, width = (side // self.patch * self.patch for side in images.shape[1:3])
+        if not height or not width:
+            raise UserError(f"images of {images.shape[1]}×{images.shape[2]} hold no patch of {self.patch}: make them larger")
         x = PatchEmbedding(self.patch, self.width, dtype=self.dtype, name="patches")(images[:, :height, :width])
         x = LearnedPositions(name="positions")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)

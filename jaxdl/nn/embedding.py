@@ -33,15 +33,3 @@ class PatchEmbedding(nn.Module):
         return nn.Dense(self.features, dtype=self.dtype, param_dtype=self.param_dtype, name="projection")(
             patchify(images, self.patch)
         )
-
-
-class LearnedPositions(nn.Module):
-    """Adds a learned vector to each position. Their number is fixed by the length at initialisation."""
-
-    param_dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        _, length, width = x.shape
-        table = self.param("table", nn.initializers.normal(width**-0.5), (length, width), self.param_dtype)
-        return x + table.astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Transformer encoder: feed-forward, pre-norm block, stack, and attention pooling."""
+"""Transformer encoder: feed-forward (plain and gated), pre-norm block, stack, and attention pooling."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from jaxdl.nn.activations import silu
 from jaxdl.nn.attention import Attention, MultiHeadAttention
 from jaxdl.nn.normalization import LayerNorm
 
@@ -39,6 +40,44 @@ class FeedForward(nn.Module):
         hidden = self.activation(dense(self.hidden, "expand")(x))
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
         return dense(x.shape[-1], "contract")(hidden)
+
+
+class GatedFeedForward(nn.Module):
+    """`(activation(x W) ⊙ x V) W₂`, without biases: one of two linear maps gates the other (Shazeer 2020, eq. 5 and 6).
+
+    The activation names it: `silu` SwiGLU (Llama, the default), `gelu` or `gelu_tanh` GeGLU (Gemma), `jax.nn.relu` ReGLU, `jax.nn.sigmoid` GLU. `gated_hidden` gives the width at which it has the parameters of a plain `FeedForward`.
+    """
+
+    hidden: int
+    activation: Callable[[Array], Array] = silu
+    dropout: float = 0.0
+    use_bias: bool = False
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"], *, train: bool = False) -> Float[Array, "*batch D"]:
+        def dense(features: int, name: str) -> nn.Dense:
+            return nn.Dense(
+                features,
+                use_bias=self.use_bias,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=nn.initializers.xavier_uniform(),
+                name=name,
+            )
+
+        hidden = self.activation(dense(self.hidden, "gate")(x)) * dense(self.hidden, "expand")(x)
+        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+        return dense(x.shape[-1], "contract")(hidden)
+
+
+def gated_hidden(hidden: int, multiple_of: int = 1) -> int:
+    """Two thirds of a plain feed-forward's hidden width, since a gated one has three kernels and not two (Shazeer 2020, section 2).
+
+    Rounded up to a multiple: 256 in Llama, whose 4 · 4096 becomes 11008.
+    """
+    return -(-(2 * hidden // 3) // multiple_of) * multiple_of
 
 
 class EncoderBlock(nn.Module):

@@ -1,5 +1,6 @@
 """Where a run's numbers go: `metrics.jsonl`, TensorBoard, and Weights & Biases if asked for."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -39,16 +40,22 @@ class TensorBoard:
     """Event files in `directory`; events after `step` of an earlier attempt are hidden."""
 
     def __init__(self, directory: Path, step: int):
-        from tensorboardX import SummaryWriter  # Takes a second to import.
-
-        self._writer = SummaryWriter(str(directory), purge_step=step + 1)
+        self._directory, self._step = directory, step
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()
+        if "_writer" in vars(self):
+            self._writer.close()
+
+    @functools.cached_property
+    def _writer(self) -> Any:
+        """Made when there is something to write: importing it takes seconds where torch is installed, which it imports too."""
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(self._directory), purge_step=self._step + 1)
 
 
 class WandB:

@@ -83,10 +83,9 @@ def fit(
             pending.add(number, metrics, len(next(iter(batch.values()))), bar)
             if number == first + 1:
                 jax.block_until_ready(state.step)
-                run.log(number, {"seconds_to_first_step": run.seconds - run.seconds_before})
-                run.say(
-                    f"first step after {run.seconds - run.seconds_before:.1f} s, {time.monotonic() - started:.1f} s of it to compile"
-                )
+                seconds, compiling = run.seconds - run.seconds_before, time.monotonic() - started
+                run.say(f"first step after {seconds:.1f} s, {compiling:.1f} s of it to compile")
+                run.log(number, {"seconds_to_first_step": seconds})
             minutes = (time.monotonic() - saved_at) / 60
             if number == steps or number % execution.checkpoint_every == 0 or minutes > execution.checkpoint_minutes or stop:
                 pending.flush(bar)
