@@ -109,31 +109,30 @@ class _Pending:
     def __init__(self, run: Run, state: TrainState, every: int):
         self.run, self.every = run, every
         self.paths = parameter_paths(state.params)
-        self.rows: list[tuple[int, Metrics]] = []
-        self.since, self.examples = time.perf_counter(), 0
+        self.rows: list[tuple[int, Metrics, int]] = []
+        self.since = time.perf_counter()
 
     def add(self, number: int, metrics: Metrics, examples: int, bar: tqdm) -> None:
         bar.update()
-        self.rows.append((number, metrics))
-        self.examples += examples
+        self.rows.append((number, metrics, examples))
         if self.every == 1 or number % self.every == 1:  # The window before is full, and the device is busy with this step.
             self.flush(bar, leave=0 if self.every == 1 else 1)
 
     def flush(self, bar: tqdm, leave: int = 0) -> None:
         """Fetches, checks and logs all rows but the last `leave`; what is logged is their mean."""
-        rows, self.rows = self.rows[: len(self.rows) - leave], self.rows[len(self.rows) - leave :]
+        cut = len(self.rows) - leave
+        rows, self.rows = self.rows[:cut], self.rows[cut:]
         if not rows:
             return
-        numbers, fetched = [number for number, _ in rows], jax.device_get([metrics for _, metrics in rows])
-        for number, metrics in zip(numbers, fetched):
+        fetched = jax.device_get([metrics for _, metrics, _ in rows])
+        for (number, _, _), metrics in zip(rows, fetched):
             self._check(number, metrics)
-        names = [name for name in fetched[0] if name != GRADIENT_NORMS]
-        means = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in names}
+        means = {name: float(np.mean([row[name] for row in fetched])) for name in fetched[0] if name != GRADIENT_NORMS}
         now = time.perf_counter()
-        rate = len(rows) / (now - self.since)
-        means |= {"steps_per_second": rate, "examples_per_second": rate * self.examples / (len(rows) + leave)}
-        self.since, self.examples = now, leave * self.examples // (len(rows) + leave)
-        self.run.log(numbers[-1], means)
+        seconds, self.since = now - self.since, now
+        means["steps_per_second"] = len(rows) / seconds
+        means["examples_per_second"] = sum(examples for _, _, examples in rows) / seconds
+        self.run.log(rows[-1][0], means)
         bar.set_postfix({"loss": f"{means['loss']:.4g}", "examples/s": f"{means['examples_per_second']:.0f}"}, refresh=False)
 
     def _check(self, number: int, metrics: dict[str, np.ndarray]) -> None:
