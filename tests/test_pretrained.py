@@ -10,73 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from safetensors.numpy import save_file
+from published_siglip import CONFIG, published_shapes, write_published_siglip
 
 from jaxdl import pretrained
-from jaxdl.data.image import ImageProcessor
-from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
 from jaxdl.models import siglip
 from jaxdl.weights import Table, convert, dense, norm, packed_attention, scalar, unchanged
 
-TOWER = dict(hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2)
-CONFIG = {
-    "model_type": "siglip",
-    "vision_config": dict(TOWER, image_size=8, patch_size=4),
-    "text_config": dict(TOWER, vocab_size=20, max_position_embeddings=5),
-}
-
-
-def published_shapes() -> dict[str, tuple[int, ...]]:
-    """The tensors of the small model above, under their published names."""
-    linear = lambda name, out, width: {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
-    norm = lambda name: {f"{name}.weight": (8,), f"{name}.bias": (8,)}
-    head = "vision_model.head"
-    shapes = {"logit_scale": (1,), "logit_bias": (1,), f"{head}.probe": (1, 1, 8)}
-    shapes |= {
-        "vision_model.embeddings.patch_embedding.weight": (8, 3, 4, 4),
-        "vision_model.embeddings.patch_embedding.bias": (8,),
-    }
-    shapes |= {
-        "vision_model.embeddings.position_embedding.weight": (4, 8),
-        "text_model.embeddings.position_embedding.weight": (5, 8),
-    }
-    shapes |= {"text_model.embeddings.token_embedding.weight": (20, 8), **linear("text_model.head", 8, 8)}
-    shapes |= {f"{head}.attention.in_proj_weight": (24, 8), f"{head}.attention.in_proj_bias": (24,)}
-    shapes |= linear(f"{head}.attention.out_proj", 8, 8) | norm(f"{head}.layernorm")
-    shapes |= norm("vision_model.post_layernorm") | norm("text_model.final_layer_norm")
-    for block in ("vision_model.encoder.layers.0", "text_model.encoder.layers.0", head):
-        shapes |= linear(f"{block}.mlp.fc1", 12, 8) | linear(f"{block}.mlp.fc2", 8, 12)
-    for block in ("vision_model.encoder.layers.0", "text_model.encoder.layers.0"):
-        shapes |= norm(f"{block}.layer_norm1") | norm(f"{block}.layer_norm2")
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= linear(f"{block}.self_attn.{name}", 8, 8)
-    return shapes
-
 
 @pytest.fixture
 def directory(tmp_path):
-    random = np.random.default_rng(0)
-    tensors = {name: random.standard_normal(shape, np.float32) for name, shape in published_shapes().items()}
-    save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    write_published_siglip(tmp_path)
     return tmp_path
-
-
-def test_the_readme_embeds_an_image_and_a_text(directory):
-    Tokenizer.train(["a photo of a cat"], vocabulary=20).save(directory)
-    preprocessor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 8, "width": 8}}
-    (directory / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-
-    module, params = pretrained.load(directory)
-    process, tokenize = pretrained.load_processors(directory)
-    assert process == ImageProcessor.preset("siglip", 8)
-    images = np.stack([process(np.full((30, 40, 3), grey, np.uint8)) for grey in (0, 128, 255)])
-    output = jax.jit(module.apply)({"params": params}, images, tokenize(["a cat", "a photo"], length=5))
-    chex.assert_shape(output.logits, (3, 2))
-    chex.assert_shape([output.image_embeddings, output.text_embeddings], [(3, 8), (2, 8)])
-    chex.assert_trees_all_close(jnp.linalg.norm(output.image_embeddings, axis=1), np.ones(3), rtol=1e-6)
-    chex.assert_tree_all_finite(output.logits)
 
 
 def test_published_parameters_have_the_shapes_of_fresh_ones(directory):

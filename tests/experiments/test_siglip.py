@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from published_siglip import write_published_siglip
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -66,6 +67,23 @@ def test_labelled_data_is_described_by_templates(tmp_path):
     done = run("--workdir", tmp_path, "--preset=digits", "--steps=2", *TINY)
     assert done.returncode == 0, done.stderr
     assert result(tmp_path)["metrics"].keys() == {"zero_shot_accuracy"} and result(tmp_path)["preset"] == "digits"
+
+
+def test_published_weights_are_where_fine_tuning_starts(tmp_path, caption_folder):
+    write_published_siglip(tmp_path)
+    flags = [
+        "--preset=finetune",
+        "--init",
+        tmp_path,
+        "--data",
+        f"folder:{caption_folder}",
+        "--steps=2",
+        "--batch-size=4",
+        "--eval-examples=8",
+    ]
+    done = run("--workdir", tmp_path / "run", *flags)
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path / "run")["preset"] == "finetune" and not (tmp_path / "run" / "tokenizer.json").exists()
 
 
 def test_without_tensorflow_the_whole_experiment_runs(tmp_path, shared):
