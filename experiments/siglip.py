@@ -143,39 +143,25 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
 
 def build(config: Config, source: Source, directory: Path) -> tuple[SigLIP, PyTree | None, ImageProcessor, Tokenize]:
     """The module, its published parameters if there are any, and what turns pictures and texts into its input."""
-    dtype = jnp.bfloat16 if config.precision == "bf16" else None
+    fields = dict(dtype=jnp.bfloat16 if config.precision == "bf16" else None, dropout=config.dropout)
     if config.init:
-        module, params = pretrained.load(config.init)
+        module, params = pretrained.load(config.init, param_dtype=jnp.float32, **fields)
         process, tokenizer = pretrained.load_processors(config.init)
-        length = len(params["text"]["positions"]["table"])
-        module = module.clone(
-            vision=module.vision.clone(dtype=dtype, dropout=config.dropout),
-            text=module.text.clone(dtype=dtype, dropout=config.dropout),
-        )
-        return module, params, process, functools.partial(tokenizer, length=length)
+        return module, params, process, functools.partial(tokenizer, length=len(params["text"]["positions"]["table"]))
 
     tokenizer = load_tokenizer(config, source, directory)
     if config.variant:
-        module = SigLIP.variant(config.variant, dtype=dtype, dropout=config.dropout)
+        module = SigLIP.variant(config.variant, **fields)
         module = module.clone(text=module.text.clone(vocabulary=tokenizer.vocabulary))
     else:
-        shared = dict(num_heads=config.num_heads, dropout=config.dropout, dtype=dtype)
-        vision = VisionTower(patch=config.patch, width=config.width, depth=config.depth, hidden=4 * config.width, **shared)
-        text = TextTower(
-            vocabulary=tokenizer.vocabulary,
-            width=config.text_width,
-            depth=config.text_depth,
-            hidden=4 * config.text_width,
-            features=config.width,
-            **shared,
+        fields |= dict(num_heads=config.num_heads)
+        vision = dict(patch=config.patch, width=config.width, depth=config.depth, hidden=4 * config.width)
+        text = dict(width=config.text_width, depth=config.text_depth, hidden=4 * config.text_width)
+        module = SigLIP(
+            VisionTower(**vision, **fields), TextTower(vocabulary=tokenizer.vocabulary, features=config.width, **text, **fields)
         )
-        module = SigLIP(vision, text)
-    return (
-        module,
-        None,
-        ImageProcessor.preset("siglip", config.resolution),
-        functools.partial(tokenizer, length=config.text_length),
-    )
+    process = ImageProcessor.preset("siglip", config.resolution)
+    return module, None, process, functools.partial(tokenizer, length=config.text_length)
 
 
 def load_tokenizer(config: Config, source: Source, directory: Path) -> Tokenizer:

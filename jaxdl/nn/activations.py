@@ -31,9 +31,9 @@ def prelu(x: Float[Array, "*shape D"], slope: Float[Array, ""] | Float[Array, "D
 def elu(x: Float[Array, "*shape"], alpha: float = 1.0) -> Float[Array, "*shape"]:
     """`x` where it is positive, `α (eˣ − 1)` elsewhere (Clevert et al. 2016, eq. 15).
 
-    The unused branch is computed too, and its overflow would come back as `0 · ∞` in the gradient: hence the minimum.
+    Where the second branch is not used it is given 0: its overflow would come back as `0 · ∞` in the gradient.
     """
-    return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0)))
+    return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, 0, x)))
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -45,8 +45,11 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """`x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))`, the approximation of `gelu` (ibid.) in SigLIP, GPT-2 (`gelu_new`) and Gemma."""
-    return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
+    """`x/2 · (1 + tanh(z))` with `z = √(2/π) (x + 0.044715 x³)`, the approximation of `gelu` (ibid.) in SigLIP, GPT-2 (`gelu_new`) and Gemma.
+
+    Written as `x σ(2z)`, which is the same: `1 + tanh` cancels where x is negative, and the gradient of σ is the cheaper one.
+    """
+    return x * jax.lax.logistic(math.sqrt(8 / math.pi) * (x + 0.044715 * (x * x * x)))
 
 
 def silu(x: Float[Array, "*shape"], beta: float | Float[Array, ""] = 1.0) -> Float[Array, "*shape"]:
@@ -60,11 +63,12 @@ def silu(x: Float[Array, "*shape"], beta: float | Float[Array, ""] = 1.0) -> Flo
 def mish(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """`x tanh(ln(1 + eˣ))` (Misra 2020, eq. 1).
 
-    By `tanh(ln y) = (y² − 1) / (y² + 1)` the factor is `n / (n + 2)` with `n = eˣ(eˣ + 2)`: one exponential instead of three transcendental functions. From 20 on it is 1 to the last digit, also of float64, and the minimum keeps the exponential from overflowing.
+    By `tanh(ln y) = (y² − 1) / (y² + 1)` the factor is `n / (n + 2)` with `n = eˣ(eˣ + 2)`: one exponential instead of three transcendental functions. From 20 on it is 1 to the last digit, also of float64, and the minimum keeps the exponential from overflowing. It is in float32 at least: the quotient's gradient cancels in bfloat16.
     """
-    power = jnp.exp(jnp.minimum(x, 20))
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    power = jnp.exp(jnp.minimum(wide, 20))
     n = power * (power + 2)
-    return x * (n / (n + 2))
+    return (wide * (n / (n + 2))).astype(x.dtype)
 
 
 def hard_sigmoid(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

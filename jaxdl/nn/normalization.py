@@ -68,8 +68,16 @@ def group_norm(
     channels = x.shape[-1]
     if groups < 1 or channels % groups:
         raise UserError(f"{channels} channels cannot be split into {groups} groups: choose a divisor of {channels}")
-    grouped = x.reshape(len(x), -1, groups, channels // groups)
-    return (_standardize(grouped, (1, 3), eps).reshape(x.shape) * scale + bias).astype(x.dtype)
+    flat = _wide(x).reshape(len(x), -1, channels)
+
+    def group_mean(values: Array) -> Float[Array, "B 1 D"]:
+        # Over places first: XLA's CPU sums along the contiguous channels three times faster than over a grouped array.
+        mean = values.mean(1).reshape(len(x), groups, -1).mean(-1, keepdims=True)
+        return jnp.broadcast_to(mean, (len(x), groups, channels // groups)).reshape(len(x), 1, channels)
+
+    centred = flat - group_mean(flat)
+    normalized = centred * jax.lax.rsqrt(group_mean(jnp.square(centred)) + eps)
+    return (normalized.reshape(x.shape) * scale + bias).astype(x.dtype)
 
 
 def instance_norm(
@@ -192,7 +200,7 @@ class BatchNorm(nn.Module):
 
     The default is torch's: most published results and weights were made with it, and its unbiased variance is the paper's (algorithm 2). Both normalise the batch itself by the biased variance. Flax's momentum of 0.99 has not forgotten its start before some 500 steps; torch's has after 50.
 
-    `mask` is true where a position counts: padding then changes neither statistics nor gradients of the rest, though it is normalised itself. A batch of nothing but padding moves nothing. `axis_name` shares statistics over a mapped axis; see `batch_statistics`. The output is in `dtype`, or that of the input. Raises `UserError` for another convention.
+    `mask` is true where a position counts: padding is taken as zeros (even if it is NaN) and changes neither statistics nor gradients. A batch of nothing but padding moves nothing. `axis_name` shares statistics over a mapped axis; see `batch_statistics`. The output is in `dtype`, or that of the input. Raises `UserError` for another convention.
     """
 
     convention: Literal["torch", "flax"] = "torch"
@@ -209,6 +217,8 @@ class BatchNorm(nn.Module):
         rates = {"torch": 0.1, "flax": 1 - 0.99}
         if self.convention not in rates:
             raise unknown("convention of batch statistics", self.convention, rates)
+        if mask is not None:
+            x = jnp.where(mask[..., None], x, 0)
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)

@@ -30,7 +30,7 @@ def sinusoidal_2d(
 ) -> Float[Array, "T D"]:
     """Sines and cosines of the column, then of the row, a quarter of the features each; places row by row, `T = height · width`.
 
-    The exponents of the frequencies `base^−e` divide 0 … 1 into `features/4` steps: without 1 in MoCo v3 (Chen et al. 2021, section 4) and MAE, and with it (`endpoint`) in big_vision and SimpleViT. MoCo v3's own code names the row "w" and so has the two halves the other way round. Raises `UserError` if the features are no multiple of 4.
+    The exponents `e` of the frequencies `base^−e` divide 0 … 1 into `features/4` steps: without 1 in MoCo v3 (Chen et al. 2021, section 4) and MAE, and with it (`endpoint`) in big_vision and SimpleViT. The column is first in MAE's code and in big_vision; MoCo v3's own code and HF's MAE have the row first, so exchange the halves to use their frozen weights. Raises `UserError` if the features are no multiple of 4.
     """
     if features % 4:
         raise UserError(f"{features} features cannot be split into sine and cosine of two axes: choose a multiple of 4")
