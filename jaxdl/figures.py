@@ -78,7 +78,9 @@ def ranked_images(
     """For each text the k most similar images, the right one, `relevant[j]`, framed in green."""
     figure, axes = _subplots(len(texts), k, 1.5, 1.6)
     for text, scores, right, row in zip(texts, similarity, relevant, axes.reshape(-1, k)):
-        row[0].set_title("\n".join(textwrap.wrap(text, 90)[:2]), fontsize=9, loc="left")
+        row[0].set_title(" ", fontsize=9)  # Keeps the height of a line; a long title would widen the first column.
+        caption = textwrap.shorten(text, 120, placeholder=" …")
+        row[0].text(0, 1.05, caption, transform=row[0].transAxes, fontsize=9, va="bottom").set_in_layout(False)
         for axis, index in zip(row, np.argsort(-scores, kind="stable")):
             _show(axis, images[index])
             axis.set_xlabel(f"{scores[index]:.2f}", fontsize=7, labelpad=2)

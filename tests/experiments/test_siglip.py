@@ -165,6 +165,7 @@ def test_a_corrupt_image_in_mid_run_is_named(tmp_path, caption_folder):
     assert done.returncode == 2 and "3.png" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow  # It races a filling disk against a run, and needs leave to mount.
 def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path, caption_folder):
     """The working directory is a small file system of its own, which something else fills while the run goes on."""
     disk = tmp_path / "disk"
