@@ -56,7 +56,7 @@ class Config(launch.Config):
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.025
     evaluate_every: Annotated[int, Ge(1)] = 500
     optimizer: Literal[*OPTIMIZERS] = "muon"
-    """AdamW as in the paper, or Muon, which learns more from as many pictures where there are few."""
+    """AdamW, which the presets with the paper's settings take, or Muon."""
     init: str = ""
     """Fine-tune from these weights: a folder with config.json and *.safetensors, or a name on the Hugging Face hub. The sizes below are then its own."""
     variant: Literal[("", *VARIANTS)] = ""
@@ -118,6 +118,9 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
     with Run.open(workdir, "siglip", config, execution) as run:
         source = open_source(config.data, "train", data_dir=config.data_dir, resolution=config.resolution)
         held_out = open_source(config.eval_data or config.data, "test", data_dir=config.data_dir, resolution=config.resolution)
+        for spec, opened in ((config.data, source), (config.eval_data or config.data, held_out)):
+            if not opened.classes and not hasattr(opened, "texts"):
+                raise UserError(f"{spec} has neither captions nor labels: choose a data set of pictures that has")
         module, params, process, tokenize = build(config, source, run.directory)
         embed = Embedder(module, process, tokenize)
         retrieval, tasks = Retrieval.among(held_out, config.eval_examples), zero_shot_tasks(held_out)
@@ -171,10 +174,8 @@ def load_tokenizer(config: Config, source: Source, directory: Path) -> Tokenizer
     if not (directory / "tokenizer.json").exists():
         if source.classes:
             texts = [template.format(name) for name in source.classes for template in TEMPLATES]
-        elif hasattr(source, "texts"):
-            texts = [text for index in range(min(len(source), 10_000)) for text in source.texts(index)]
         else:
-            raise UserError(f"--data {config.data} has neither captions nor labels: choose a data set of pictures that has")
+            texts = [text for index in range(min(len(source), 10_000)) for text in source.texts(index)]
         Tokenizer.train(texts, vocabulary=config.vocabulary).save(directory)
     return Tokenizer.load(directory)
 
