@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -25,7 +24,7 @@ from jaxdl.errors import UserError
 from jaxdl.losses import sigmoid_loss
 from jaxdl.metrics import accuracy, recall_at
 from jaxdl.models.siglip import VARIANTS, SigLIP, TextTower, VisionTower
-from jaxdl.training import Aux, Batch, Execution, Run, TrainState, fit, init_state, make_step
+from jaxdl.training import Aux, Batch, Execution, Layout, Run, TrainState, fit, init_state, make_step
 
 TEMPLATES = ("a photo of {}", "a picture of {}", "this is {}", "{}")
 """Captions of a labelled picture, and the prompts that its class is recognised by."""
@@ -83,6 +82,8 @@ class Config(launch.Config):
     """A published tokenizer.json or spiece.model. Empty: one is trained on the captions and kept in the run."""
     vocabulary: Annotated[int, Ge(300)] = 1000
     """Largest vocabulary of a tokenizer that is trained."""
+    chunk_size: Annotated[int, Ge(0)] = 0
+    """Texts that a device compares its images with at a time, to save memory. 0: all of its own texts."""
     augment: Literal[*AUGMENTATIONS] = "none"
     """What is done to training pictures: nothing, mirroring, or mirroring and random crops. Mirroring makes "left of" wrong."""
     eval_examples: Annotated[int, Ge(2)] = 256
@@ -92,7 +93,7 @@ class Config(launch.Config):
 # The paper's own training: batches of 32k, β2 = 0.95, learning rate 1e-3, weight decay 1e-4, 40 billion examples seen.
 _PAPER = Config(
     steps=1_220_703, batch_size=32_768, optimizer="adamw", learning_rate=1e-3, weight_decay=1e-4, warmup=0.01,
-    precision="bf16", evaluate_every=10_000, eval_examples=1000, vocabulary=32_000, text_length=64,
+    precision="bf16", evaluate_every=10_000, eval_examples=1000, vocabulary=32_000, text_length=64, chunk_size=1024,
 )  # fmt: skip
 
 PRESETS = {
@@ -121,21 +122,37 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
         for spec, opened in ((config.data, source), (config.eval_data or config.data, held_out)):
             if not opened.classes and not hasattr(opened, "texts"):
                 raise UserError(f"{spec} has neither captions nor labels: choose a data set of pictures that has")
-        module, params, process, tokenize = build(config, source, run.directory)
-        embed = Embedder(module, process, tokenize)
+        with run.first_process_first():
+            module, params, process, tokenize = build(config, source, run.directory)
+        embed = Embedder(module, process, tokenize, run.layout)
         retrieval, tasks = Retrieval.among(held_out, config.eval_examples), zero_shot_tasks(held_out)
 
         transform = functools.partial(
             pair, augment=AUGMENTATIONS[config.augment], process=process, tokenize=tokenize, classes=source.classes
         )
-        batches = train_batches(Cached(source), transform, batch_size=config.batch_size, seed=config.seed)
+        batches = train_batches(Cached(source), transform, batch_size=config.batch_size, seed=config.seed, **run.shard)
         schedule = optax.warmup_cosine_decay_schedule(0, config.learning_rate, int(config.warmup * config.steps), config.steps)
         optimizer = optax.chain(
             optax.clip_by_global_norm(config.clip), OPTIMIZERS[config.optimizer](schedule, config.weight_decay)
         )
         images, tokens = process(source[0]["image"])[None], tokenize([""])
-        state = init_state(lambda key: module.init(key, images, tokens), optimizer, seed=config.seed, params=params)
-        step = make_step(functools.partial(loss, module), optimizer, schedule=schedule, accumulate=config.accumulate)
+        state = init_state(
+            lambda key: module.init(key, images, tokens),
+            optimizer,
+            seed=config.seed,
+            ema=config.ema_decay > 0,
+            params=params,
+            shardings=run.layout.state_shardings,
+        )
+        objective = run.layout.over_batch(functools.partial(sigmoid_loss, chunk_size=config.chunk_size or None))
+        step = make_step(
+            functools.partial(loss, module, objective),
+            optimizer,
+            schedule=schedule,
+            accumulate=config.accumulate,
+            ema_decay=config.ema_decay or None,
+            axis_name=run.layout.axis_name,
+        )
 
         evaluate = functools.partial(measure, embed, retrieval, tasks)
         state = fit(step, state, batches, run, steps=config.steps, evaluate=evaluate, evaluate_every=config.evaluate_every)
@@ -201,29 +218,34 @@ def pair(
 
 
 def loss(
-    module: SigLIP, params: PyTree, variables: dict[str, PyTree], batch: Batch, key: Key[Array, ""]
+    module: SigLIP,
+    objective: Callable[..., Float[Array, ""]],
+    params: PyTree,
+    variables: dict[str, PyTree],
+    batch: Batch,
+    key: Key[Array, ""],
 ) -> tuple[Float[Array, ""], Aux]:
     """The sigmoid loss of a batch, with the temperature and the bias to look at."""
     out = module.apply({"params": params}, batch["image"], batch["tokens"], train=True, rngs={"dropout": key})
-    value = sigmoid_loss(out.image_embeddings, out.text_embeddings, out.log_temperature, out.bias)
+    value = objective(out.image_embeddings, out.text_embeddings, out.log_temperature, out.bias)
     return value, Aux({"temperature": jnp.exp(out.log_temperature), "bias": out.bias})
 
 
 class Embedder:
     """Embeddings of held-out pictures and texts, in batches of one shape."""
 
-    def __init__(self, module: SigLIP, process: ImageProcessor, tokenize: Tokenize, batch_size: int = 128):
+    def __init__(self, module: SigLIP, process: ImageProcessor, tokenize: Tokenize, layout: Layout, batch_size: int = 128):
         self.process, self.tokenize, self.batch_size = process, tokenize, batch_size
-        self._images = jax.jit(functools.partial(module.apply, method="embed_images"))
-        self._texts = jax.jit(functools.partial(module.apply, method="embed_texts"))
+        self._images = layout.inference(functools.partial(module.apply, method="embed_images"))
+        self._texts = layout.inference(functools.partial(module.apply, method="embed_texts"))
 
     def images(self, params: PyTree, images: Iterable[UInt8[np.ndarray, "H W C"]]) -> Float[np.ndarray, "I D"]:
         batches = eval_batches((self.process(image) for image in images), self.batch_size)
-        return np.concatenate([np.asarray(self._images({"params": params}, batch))[:count] for batch, count in batches])
+        return np.concatenate([self._images({"params": params}, batch)[:count] for batch, count in batches])
 
     def texts(self, params: PyTree, texts: Sequence[str]) -> Float[np.ndarray, "J D"]:
         batches = eval_batches(self.tokenize(texts), self.batch_size)
-        return np.concatenate([np.asarray(self._texts({"params": params}, batch))[:count] for batch, count in batches])
+        return np.concatenate([self._texts({"params": params}, batch)[:count] for batch, count in batches])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,10 +312,10 @@ def measure(embed: Embedder, retrieval: Retrieval | None, tasks: list[ZeroShot],
     """Recall in both directions, and zero-shot accuracy with its parts, as far as the data allows."""
     metrics: dict[str, float] = {}
     if retrieval:
-        similarity = retrieval.similarity(embed, state.params)
+        similarity = retrieval.similarity(embed, state.measured)
         metrics |= {f"image_to_text_recall_at_{k}": value for k, value in recall_at(similarity).items()}
         metrics |= {f"text_to_image_recall_at_{k}": value for k, value in recall_at(similarity.T).items()}
-    parts = {task.name: accuracy(task.scores(embed, state.params), task.labels) for task in tasks}
+    parts = {task.name: accuracy(task.scores(embed, state.measured), task.labels) for task in tasks}
     if parts:
         metrics["zero_shot_accuracy"] = float(np.mean(list(parts.values())))
     if len(parts) > 1:
@@ -304,7 +326,7 @@ def measure(embed: Embedder, retrieval: Retrieval | None, tasks: list[ZeroShot],
 def draw(embed: Embedder, retrieval: Retrieval | None, tasks: list[ZeroShot], state: TrainState, directory: Path) -> None:
     """The similarity matrix, what was found both ways, and classifications."""
     if retrieval:
-        similarity = retrieval.similarity(embed, state.params)
+        similarity = retrieval.similarity(embed, state.measured)
         shown = range(min(8, len(retrieval.texts)))
         figures.similarity_matrix(similarity[:64, :64], directory / "similarity.png", title="held-out pictures and texts")
         figures.ranked_texts(
@@ -314,7 +336,7 @@ def draw(embed: Embedder, retrieval: Retrieval | None, tasks: list[ZeroShot], st
             [retrieval.texts[i] for i in shown], retrieval.images, similarity.T[shown], shown, directory / "text_to_image.png"
         )
     for task in tasks:
-        scores = task.scores(embed, state.params, 8)
+        scores = task.scores(embed, state.measured, 8)
         pictures = [task.source[index]["image"] for index in task.indices[:8]]
         figures.ranked_texts(
             pictures, [prompts[0] for prompts in task.prompts], scores, task.labels[:8], directory / f"zero_shot_{task.name}.png"

@@ -64,6 +64,8 @@ class Training:
     """Longest norm of the gradient; a longer one is scaled down."""
     accumulate: Annotated[int, Ge(1)] = 1
     """Parts that a batch is cut into, one after the other, to save memory."""
+    ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Keep an average of the parameters, `ema ← decay · ema + (1 − decay) · parameters`, and measure that. 0: none is kept."""
     precision: Literal["f32", "bf16"] = "f32"
     """What activations are computed in. Parameters and reductions are in f32 in any case."""
     seed: Annotated[int, Ge(0)] = 0
@@ -94,6 +96,34 @@ class Config(Training, Data):
 
 
 @dataclasses.dataclass(frozen=True)
+class Processes:
+    """How the processes of one run find each other; each is started with the same flags."""
+
+    distributed: bool = False
+    """Join the other processes of this run. Under SLURM, Open MPI, Kubernetes and on TPU pods jax finds them; elsewhere say where they are."""
+    coordinator: str = ""
+    """HOST:PORT at which the first process can be reached."""
+    num_processes: Annotated[int, Ge(0)] = 0
+    """How many processes there are. 0: as jax detects."""
+    process_id: Annotated[int, Ge(-1)] = -1
+    """Which of them this one is, from 0. -1: as jax detects."""
+    patience: Annotated[int, Ge(1)] = 60
+    """Seconds to wait for processes that do not answer, at the start and later."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        stated = (bool(self.coordinator), self.num_processes > 0, self.process_id >= 0)
+        if any(stated) and not self.distributed:
+            raise UserError("--coordinator, --num-processes and --process-id are for --distributed runs: give that flag too")
+        if any(stated) and not all(stated):
+            raise UserError(
+                "--coordinator, --num-processes and --process-id belong together: give all three, or none where jax detects them"
+            )
+        if all(stated) and self.process_id >= self.num_processes:
+            raise UserError(f"--process-id {self.process_id} of --num-processes {self.num_processes}: they are numbered from 0")
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """What `python -m experiments` lists, and what `launch` runs. The preset `default` must be among the presets."""
 
@@ -113,14 +143,16 @@ class Experiment:
 def launch(experiment: Experiment, arguments: Sequence[str] | None = None) -> NoReturn:
     """Parses the command line, runs the experiment and exits: 0, 2 for bad input, 1 for a failure in mid-run, 130 or 143 after a signal."""
     with _exit_statuses():
-        config, workdir, execution = parse(experiment, sys.argv[1:] if arguments is None else arguments)
+        config, workdir, execution, processes = parse(experiment, sys.argv[1:] if arguments is None else arguments)
         _set_up_libraries()
+        if processes.distributed:
+            _join(processes)
         experiment.main(config, workdir, execution)
     raise SystemExit(0)
 
 
-def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Config, Path, Execution]:
-    """The config, the working directory and the manner of execution that the flags say. Raises `UserError`."""
+def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Config, Path, Execution, Processes]:
+    """The config, the working directory, the manner of execution and the other processes that the flags say. Raises `UserError`."""
     config_class = experiment.config_class
     preset = _preset(experiment, arguments)
     groups = {_group_name(experiment, owner): fields for owner, fields in _fields_by_owner(config_class).items()}
@@ -153,6 +185,7 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Config, Pat
             ),
             *(group(name, fields, experiment.presets[preset], config_class) for name, fields in groups.items()),
             group("execution", list(dataclasses.fields(Execution)), Execution(), Execution),
+            group("processes", list(dataclasses.fields(Processes)), Processes(), Processes),
         ],
     )
     parsed = _parse_or_raise(
@@ -164,7 +197,7 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Config, Pat
     values = {f.name: getattr(getattr(parsed, name), f.name) for name, fields in groups.items() for f in fields}
     execution = Execution(**vars(parsed.execution))
     check(execution)
-    return config_class(preset=preset, **values), parsed.workdir, execution
+    return config_class(preset=preset, **values), parsed.workdir, execution, Processes(**vars(parsed.processes))
 
 
 def check(settings: Any) -> None:
@@ -248,6 +281,41 @@ def _set_up_libraries() -> None:
     threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else report(args)
 
 
+def _join(processes: Processes) -> None:
+    """Makes this one of several processes. Raises `UserError` if jax does not find out where the others are; ends with a line if they do not come in time."""
+    where = (
+        f"at {processes.coordinator}, as process {processes.process_id} of {processes.num_processes}"
+        if processes.coordinator
+        else "where jax detected them"
+    )
+    # jax ends the process with a stack trace of C++ when time is up, so it is given more of it than the others have.
+    timer = threading.Timer(
+        processes.patience,
+        _end_at_once,
+        [
+            f"error: waited {processes.patience} s for the other processes {where}, and not all came: start each with the same flags but for --process-id, "
+            "and see that this machine reaches that address (--patience waits longer)",
+            BAD_INPUT,
+        ],
+    )
+    stated = dict(
+        coordinator_address=processes.coordinator, num_processes=processes.num_processes, process_id=processes.process_id
+    )
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            **stated if processes.coordinator else {},
+            initialization_timeout=processes.patience + 60,
+            heartbeat_timeout_seconds=processes.patience,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"jax does not find the other processes here ({error}): give --coordinator, --num-processes and --process-id"
+        ) from None
+    finally:
+        timer.cancel()
+
+
 def keep_freed_memory() -> None:
     """Tells glibc's malloc to keep what is freed; does nothing where there is another C library.
 
@@ -279,6 +347,14 @@ def _exit_statuses() -> Iterator[None]:
         _end(str(interrupted), 128 + interrupted.signal_number)
     except KeyboardInterrupt:
         _end("interrupted; what was saved stands, and the same command goes on from there", 128 + signal.SIGINT)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        _end(
+            f"error: another process of this run ended or cannot be reached ({str(error).splitlines()[0][:200]}); "
+            "the last whole checkpoint stands: look at the other processes' messages, then start all of them again with the same command",
+            FAILURE,
+        )
     except Exception as error:
         if not _disk_is_full(error):
             raise
@@ -289,8 +365,17 @@ def _exit_statuses() -> Iterator[None]:
 
 
 def _end(line: str, status: int) -> NoReturn:
+    """Ends the process. One of several does not wait for the others: they may wait for it, and learn at once that it is gone."""
+    if jax.distributed.is_initialized():
+        _end_at_once(line, status)
     print(" ".join(line.split()), file=sys.stderr)
     raise SystemExit(status)
+
+
+def _end_at_once(line: str, status: int) -> NoReturn:
+    print(" ".join(line.split()), file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

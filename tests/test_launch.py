@@ -32,7 +32,7 @@ def experiment(main=lambda config, workdir, execution: {}) -> launch.Experiment:
 
 def test_flags_presets_and_python_give_the_same_config(tmp_path):
     parse = lambda *arguments: launch.parse(experiment(), ["--workdir", str(tmp_path), *arguments])
-    assert parse() == (Config(), tmp_path, Execution())
+    assert parse() == (Config(), tmp_path, Execution(), launch.Processes())
     assert parse("--preset", "large", "--steps", "3")[0] == Config(preset="large", width=512, steps=3)
     assert parse("--preset=large", "--norm", "rms", "--learning_rate", "0.5")[0] == Config(
         preset="large", width=512, norm="rms", learning_rate=0.5
@@ -53,6 +53,15 @@ def test_flags_presets_and_python_give_the_same_config(tmp_path):
         (
             ["--workdir", "x", "--batch-size", "9", "--accumulate", "2"],
             "a batch of 9 cannot be cut into 2 equal parts: choose --accumulate",
+        ),
+        (
+            ["--workdir", "x", "--distributed", "--process-id", "0"],
+            "--coordinator, --num-processes and --process-id belong together",
+        ),
+        (["--workdir", "x", "--num-processes", "2"], "are for --distributed runs"),
+        (
+            ["--workdir", "x", "--distributed", "--coordinator", "a:1", "--num-processes", "2", "--process-id", "2"],
+            "--process-id 2 of --num-processes 2: they are numbered from 0",
         ),
         (["--workdir", "x", "--log-every", "0"], "--log-every 0: it should be greater than or equal to 1"),
     ],

@@ -15,15 +15,44 @@ Transform = Callable[[Example, np.random.Generator], dict[str, np.ndarray]]
 """An example to arrays of a fixed shape. All its chance comes from the generator, which depends on the seed and the position in the run alone."""
 
 
-def train_batches(source: Source, transform: Transform, *, batch_size: int, seed: int, threads: int = 2) -> grain.DatasetIterator:
+class _Shard(grain.MapDataset):
+    """Of each batch the rows of one process, the first process' first."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, process: int, processes: int):
+        super().__init__(parent)
+        self._batch_size, self._rows = batch_size, batch_size // processes
+        self._first = process * self._rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * self._rows
+
+    def __getitem__(self, index: int) -> Example:
+        batch, row = divmod(index, self._rows)
+        return self._parent[batch * self._batch_size + self._first + row]
+
+
+def train_batches(
+    source: Source,
+    transform: Transform,
+    *,
+    batch_size: int,
+    seed: int,
+    threads: int = 2,
+    process: int = 0,
+    processes: int = 1,
+) -> grain.DatasetIterator:
     """An endless iterator of batches, shuffled anew in each pass, prepared ahead in threads.
 
-    Its `get_state()` is a small dict that `set_state` takes in another process to go on with the same bits. A batch may span two passes. Raises `UserError` if the source is empty.
+    Its `get_state()` is a small dict that `set_state` takes in another process to go on with the same bits; it does not depend on the number of processes. Process number `process` of `processes` gets its rows of each batch, and together they get what one process would. A batch may span two passes. Raises `UserError` if the source is empty or the processes do not divide the batch.
     """
     if len(source) == 0:
         raise UserError("the data set is empty")
-    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    batches = examples.random_map(transform).batch(batch_size)
+    if batch_size % processes:
+        raise UserError(
+            f"a batch of {batch_size} cannot be shared by {processes} processes: choose a --batch-size that is a multiple of {processes}"
+        )
+    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(transform)
+    batches = _Shard(examples, batch_size, process, processes).batch(batch_size // processes)
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
 
 

@@ -1,8 +1,23 @@
 """State, step, loop, checkpoints, logs: training that knows no model."""
 
 from jaxdl.training.loop import Interrupted, fit
+from jaxdl.training.parallel import Layout, data_mesh, distribute
 from jaxdl.training.run import Execution, Run
 from jaxdl.training.state import TrainState, init_state, parameters_sha256
 from jaxdl.training.step import Aux, Batch, make_step
 
-__all__ = ["Aux", "Batch", "Execution", "Interrupted", "Run", "TrainState", "fit", "init_state", "make_step", "parameters_sha256"]
+__all__ = [
+    "Aux",
+    "Batch",
+    "Execution",
+    "Interrupted",
+    "Layout",
+    "Run",
+    "TrainState",
+    "data_mesh",
+    "distribute",
+    "fit",
+    "init_state",
+    "make_step",
+    "parameters_sha256",
+]

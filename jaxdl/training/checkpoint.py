@@ -1,23 +1,24 @@
 """The one place that knows Orbax: a run's checkpoints, written off the critical path and restored exactly."""
 
 import shutil
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jaxtyping import Array, UInt32
 
 from jaxdl.errors import RunError
+from jaxdl.training.processes import agree, barrier, is_first
 from jaxdl.training.state import TrainState
 
 
 class Checkpoints:
     """The newest `keep` checkpoints of a run, one folder per step.
 
-    Each holds the train state, the position in the data, the seconds spent so far, and the run's config. A checkpoint appears under its name only when it is whole, so that a process killed while writing leaves the ones before untouched.
+    Each holds the train state, the position in the data, the seconds spent so far, and the run's config. A checkpoint appears under its name only when it is whole, so that a process killed while writing leaves the ones before untouched. Of several processes each writes and reads its own parts of the state, in one directory that all of them see; another number of processes or devices, or another layout, can go on from it.
     """
 
     def __init__(self, directory: Path, config: dict[str, Any], keep: int = 2):
@@ -35,7 +36,7 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                progress=ocp.args.JsonSave({"data": data, "seconds": seconds, "checksum": _checksum(state)}),
+                progress=ocp.args.JsonSave({"data": data, "seconds": seconds, "checksum": int(_checksum(state))}),
                 config=ocp.args.JsonSave(self.config),
             ),
         )
@@ -49,17 +50,23 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
         broken: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
+            reason = ""
             try:
                 restored = self._manager.restore(step, args=args)
-                if restored.progress["checksum"] != _checksum(restored.state):
-                    raise ValueError("its bytes are not those that were written")
             except Exception as error:  # Orbax, TensorStore and the JSON reader each have their own.
-                broken[step] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+            (failed,) = agree(bool(reason))
+            if not failed and restored.progress["checksum"] != int(_checksum(restored.state)):
+                failed, reason = True, "its bytes are not those that were written"
+            if failed:
+                broken[step] = reason or "another process could not read it"
                 continue
             for bad, reason in broken.items():
                 report(f"the checkpoint of step {bad} cannot be read and is dropped ({reason}); going on from step {step}")
-                shutil.rmtree(self.directory / str(bad))
+                if is_first():
+                    shutil.rmtree(self.directory / str(bad))
             if broken:
+                barrier("broken checkpoints are removed")
                 self._manager.reload()
             return restored.state, restored.progress["data"], restored.progress["seconds"]
         if broken:
@@ -82,10 +89,28 @@ class Checkpoints:
         self._manager.close()
 
 
-def _checksum(state: TrainState) -> int:
-    """CRC-32 of all leaves: TensorStore notices a file that is cut short, but not a byte that changed."""
-    checksum = 0
-    for leaf in jax.tree.leaves(state):
-        words = jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        checksum = zlib.crc32(np.ascontiguousarray(jax.device_get(words)).view(np.uint8), checksum)
-    return checksum
+@jax.jit
+def _checksum(state: TrainState) -> UInt32[Array, ""]:
+    """A sum over all words of the state, modulo 2³², each times an odd number that depends on its place: whatever changes in one word changes it.
+
+    TensorStore notices a file that is cut short, but not a byte that changed. Integers add up to the same in any order, so the sum does not depend on how the state lies over devices, and is taken where it lies.
+    """
+    total = jnp.zeros((), jnp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves(state)):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        words = leaf.view(jnp.uint8) if leaf.dtype == bool else leaf
+        words = jax.lax.bitcast_convert_type(words, jnp.dtype(f"uint{8 * min(words.dtype.itemsize, 4)}")).astype(jnp.uint32)
+        place = sum(
+            (
+                jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(_MIX ** (axis + 1) % 2**32)
+                for axis in range(words.ndim)
+            ),
+            start=jnp.uint32(number),
+        )
+        total += (words * (2 * place + 1)).sum(dtype=jnp.uint32)
+    return total
+
+
+_MIX = 2_654_435_761
+"""Knuth's multiplier of 32-bit hashes: 2³² over the golden ratio."""

@@ -15,7 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxdl.errors import RunError
-from jaxdl.training.parallel import data_mesh, distribute
+from jaxdl.training.cost import Cost, compile_step
+from jaxdl.training.parallel import distribute
+from jaxdl.training.processes import agree, is_first
 from jaxdl.training.run import Run
 from jaxdl.training.state import TrainState, parameter_paths, parameter_table
 from jaxdl.training.step import GRADIENT_NORMS, Metrics, Step
@@ -57,9 +59,10 @@ def fit(
 ) -> TrainState:
     """Trains from where the run stopped, or from `state`, to `steps` steps, and leaves a checkpoint there.
 
-    `evaluate` is called every `evaluate_every` steps before the last one; its metrics are logged under `eval/`. A signal to stop (Ctrl-C, SIGTERM) is answered after the step at hand: everything is saved and `Interrupted` raised. Raises `RunError` at a loss or gradient that is not finite; no checkpoint is written after one.
+    State and batches lie as the run's layout says; each process is given its own rows of every batch. `evaluate` is called every `evaluate_every` steps before the last one; its metrics are logged under `eval/`. A signal to stop (Ctrl-C, SIGTERM) is answered after the step at hand, or, where there are several processes, at the next row of the log, when they agree on it: everything is saved and `Interrupted` raised. Raises `RunError` at a loss or gradient that is not finite; no checkpoint is written after one.
     """
-    step, state, place = distribute(step, state, data_mesh())
+    layout = run.layout
+    state = layout.place_state(state)
     restored = run.checkpoints.restore(state, run.say)
     if restored is not None:
         state, position, run.seconds_before = restored
@@ -72,29 +75,35 @@ def fit(
         run.say(f"parameters:\n{parameter_table(state.params)}")
 
     execution = run.execution
-    pending = _Pending(run, state, execution.log_every)
     saved_at = time.monotonic()
     with _stop_requests() as stop, _profile(run) as profile, _progress(first, steps) as bar:
         for number in range(first + 1, steps + 1):
             profile(number - first)
-            started = time.monotonic()
-            batch = place(next(batches))
-            state, metrics = step(state, batch)
-            pending.add(number, metrics, len(next(iter(batch.values()))), bar)
+            batch = layout.place_batch(next(batches))
+            if number == first + 1:
+                compiled, cost = compile_step(distribute(step, state, layout), state, batch)
+                run.say(str(cost))
+                pending = _Pending(run, state, layout.rows(batch), cost)
+            state, metrics = compiled(state, batch)
+            pending.add(number, metrics, bar)
             if number == first + 1:
                 jax.block_until_ready(state.step)
-                seconds, compiling = run.seconds - run.seconds_before, time.monotonic() - started
-                run.say(f"first step after {seconds:.1f} s, {compiling:.1f} s of it to compile")
+                seconds = run.seconds - run.seconds_before
+                run.say(f"first step after {seconds:.1f} s, {cost.seconds_to_compile:.1f} s of it to compile")
                 run.log(number, {"seconds_to_first_step": seconds})
-            minutes = (time.monotonic() - saved_at) / 60
-            if number == steps or number % execution.checkpoint_every == 0 or minutes > execution.checkpoint_minutes or stop:
+            save = number == steps or number % execution.checkpoint_every == 0
+            due, stopped = (time.monotonic() - saved_at) / 60 > execution.checkpoint_minutes, bool(stop)
+            if jax.process_count() > 1:
+                due, stopped = agree(due, stopped) if number % execution.log_every == 0 else (False, False)
+            if save or due or stopped:
                 pending.flush(bar)
                 run.checkpoints.save(state, batches.get_state(), run.seconds)
                 saved_at = time.monotonic()
-            if stop and number < steps:
-                name = signal.Signals(stop[0]).name
+            if stopped and number < steps:
+                sent = stop[0] if stop else signal.SIGTERM
                 run.checkpoints.wait()
-                raise Interrupted(f"{name}: saved at step {number:,} of {steps:,}; the same command goes on from there", stop[0])
+                name = signal.Signals(sent).name
+                raise Interrupted(f"{name}: saved at step {number:,} of {steps:,}; the same command goes on from there", sent)
             if evaluate and evaluate_every and number % evaluate_every == 0 and number < steps:
                 pending.flush(bar)
                 scores = evaluate(state)
@@ -106,15 +115,16 @@ def fit(
 class _Pending:
     """Metrics that are still on the device. They come over in one transfer every few steps, when the device has later steps to do."""
 
-    def __init__(self, run: Run, state: TrainState, every: int):
-        self.run, self.every = run, every
+    def __init__(self, run: Run, state: TrainState, examples: int, cost: Cost):
+        self.run, self.examples, self.cost = run, examples, cost
+        self.every = run.execution.log_every
         self.paths = parameter_paths(state.params)
-        self.rows: list[tuple[int, Metrics, int]] = []
+        self.rows: list[tuple[int, Metrics]] = []
         self.since = time.perf_counter()
 
-    def add(self, number: int, metrics: Metrics, examples: int, bar: tqdm) -> None:
+    def add(self, number: int, metrics: Metrics, bar: tqdm) -> None:
         bar.update()
-        self.rows.append((number, metrics, examples))
+        self.rows.append((number, metrics))
         if self.every == 1 or number % self.every == 1:  # The window before is full, and the device is busy with this step.
             self.flush(bar, leave=0 if self.every == 1 else 1)
 
@@ -124,14 +134,17 @@ class _Pending:
         rows, self.rows = self.rows[:cut], self.rows[cut:]
         if not rows:
             return
-        fetched = jax.device_get([metrics for _, metrics, _ in rows])
-        for (number, _, _), metrics in zip(rows, fetched):
+        fetched = jax.device_get([metrics for _, metrics in rows])
+        for (number, _), metrics in zip(rows, fetched):
             self._check(number, metrics)
         means = {name: float(np.mean([row[name] for row in fetched])) for name in fetched[0] if name != GRADIENT_NORMS}
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
         means["steps_per_second"] = len(rows) / seconds
-        means["examples_per_second"] = sum(examples for _, _, examples in rows) / seconds
+        means["examples_per_second"] = self.examples * means["steps_per_second"]
+        utilization = self.cost.utilization(means["steps_per_second"])
+        if utilization is not None:
+            means["model_flop_utilization"] = utilization
         self.run.log(rows[-1][0], means)
         bar.set_postfix({"loss": f"{means['loss']:.4g}", "examples/s": f"{means['examples_per_second']:.0f}"}, refresh=False)
 
@@ -201,4 +214,6 @@ def _profile(run: Run) -> Iterator[Callable[[int], None]]:
 
 def _progress(first: int, steps: int) -> tqdm:
     """Step, loss, steps and examples a second, and the time that is left; nothing where nobody watches."""
-    return tqdm(initial=first, total=steps, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), leave=False)
+    return tqdm(
+        initial=first, total=steps, unit="step", dynamic_ncols=True, disable=not (is_first() and sys.stderr.isatty()), leave=False
+    )

@@ -1,34 +1,148 @@
-"""How a step lies over devices."""
+"""How training lies over devices: one program over a sharded batch (`jit`), sharded parameters too (`fsdp`), or a program per device (`pmap`).
 
-from collections.abc import Callable
+The result does not depend on the layout, up to rounding. Communication is XLA's in `jit` and `fsdp`, which only say where arrays lie; `pmap` averages gradients itself.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, PyTree
 
 from jaxdl.errors import UserError
+from jaxdl.training.processes import whole
 from jaxdl.training.state import TrainState
 from jaxdl.training.step import Batch, Step
 
+AXIS = "data"
+"""The one axis of the mesh."""
 
-def data_mesh() -> Mesh:
-    """All devices along one axis, `data`."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+SHARDED_FROM = 1024
+"""Elements from which `fsdp` cuts an array; smaller ones cost more to gather than to keep."""
+
+Rules = Sequence[tuple[str, PartitionSpec]]
+"""Regular expressions, searched in a leaf's path as in "params/text/encoder/block_0/norm/scale", and how what they match is cut."""
 
 
-def distribute(step: Step, state: TrainState, mesh: Mesh) -> tuple[Step, TrainState, Callable[[dict[str, np.ndarray]], Batch]]:
-    """Compiles a step for `mesh`: the state on every device, each batch cut along its first axis.
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices (by default all, of all processes) along one axis, `data`."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
-    Gives the compiled step, which consumes the state that it is given, the state in its place, and the function that brings a batch of numpy arrays to the devices. XLA adds the communication, so the result is that of one device up to rounding.
+
+@dataclass(frozen=True)
+class Layout:
+    """Where state and batch lie.
+
+    - `jit`: the state whole on every device, the batch cut along its first axis. The program is written for the whole batch.
+    - `fsdp`: parameters, optimizer state and EMA are cut as well, each along its longest axis that the number of devices divides, unless one of `rules` says otherwise (Rajbhandari et al. 2020, ZeRO stage 3). XLA gathers a parameter where it is used and scatters its gradient.
+    - `pmap`: the state whole on every device, and a program for a device's part of the batch, which averages gradients over `axis_name`. jax keeps `pmap` in maintenance only; it is here since courses and people's code use it.
     """
-    replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
 
-    def place(batch: dict[str, np.ndarray]) -> Batch:
-        rows = len(next(iter(batch.values())))
-        if rows % mesh.size:
+    strategy: Literal["jit", "fsdp", "pmap"] = "jit"
+    mesh: Mesh = field(default_factory=data_mesh)
+    rules: Rules = ()
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis to average over in a step, an objective or a normalisation that sees a device's part of the batch only; None where it sees all of it."""
+        return AXIS if self.strategy == "pmap" else None
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def by_rows(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(AXIS))
+
+    def state_shardings(self, state: TrainState) -> TrainState:
+        """The sharding of each leaf of a state, which may be abstract."""
+        if self.strategy != "fsdp":
+            return jax.tree.map(lambda _: self.replicated, state)
+
+        def sharding(path: tuple, leaf: Array | jax.ShapeDtypeStruct) -> NamedSharding:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            if name.split("/")[0] not in ("params", "opt_state", "ema"):
+                return self.replicated
+            return NamedSharding(self.mesh, self._partition(name, leaf.shape))
+
+        return jax.tree_util.tree_map_with_path(sharding, state)
+
+    def _partition(self, name: str, shape: tuple[int, ...]) -> PartitionSpec:
+        for pattern, spec in self.rules:
+            if re.search(pattern, name) and len(spec) <= len(shape):
+                return spec
+        divisible = [axis for axis, size in enumerate(shape) if size % self.mesh.size == 0]
+        if not divisible or math.prod(shape) < SHARDED_FROM:
+            return PartitionSpec()
+        axis = max(divisible, key=lambda axis: shape[axis])
+        return PartitionSpec(*[None] * axis, AXIS)
+
+    def place_state(self, state: TrainState) -> TrainState:
+        return jax.device_put(state, self.state_shardings(state))
+
+    def place_batch(self, batch: dict[str, np.ndarray]) -> Batch:
+        """A batch on the devices, made of the rows that each process has loaded. Raises `UserError` if the devices do not divide them."""
+        rows = len(next(iter(batch.values()))) * jax.process_count()
+        if rows % self.mesh.size:
             raise UserError(
-                f"a batch of {rows} cannot be spread over {mesh.size} devices: choose a --batch-size that is a multiple of {mesh.size}"
+                f"a batch of {rows} cannot be spread over {self.mesh.size} devices: choose a --batch-size that is a multiple of {self.mesh.size}"
             )
-        return jax.device_put(batch, sharded)
 
-    return jax.jit(step, donate_argnums=0), jax.device_put(state, replicated), place
+        def place(values: np.ndarray) -> Array:
+            if self.strategy == "pmap":
+                values = values.reshape(len(self.mesh.local_devices), -1, *values.shape[1:])
+            return jax.make_array_from_process_local_data(self.by_rows, values)
+
+        return jax.tree.map(place, batch)
+
+    def rows(self, batch: Batch) -> int:
+        """How many examples a placed batch has, over all devices."""
+        axes = 2 if self.strategy == "pmap" else 1
+        return math.prod(jax.tree.leaves(batch)[0].shape[:axes])
+
+    def over_batch(self, objective: Callable[..., Float[Array, ""]]) -> Callable[..., Float[Array, ""]]:
+        """An objective that compares examples with each other, for use in a step: it never sees the whole batch on one device.
+
+        `objective(*arrays, axis_name=...)` is given a device's rows of every argument that has axes and scalars as they are, and brings in the other rows itself. With one device `axis_name` is None, and there are no other rows.
+        """
+        if self.mesh.size == 1:
+            return lambda *arrays: objective(*arrays, axis_name=None)
+        if self.strategy == "pmap":
+            return lambda *arrays: objective(*arrays, axis_name=AXIS)
+
+        def mapped(*arrays: Array) -> Float[Array, ""]:
+            specs = tuple(PartitionSpec(AXIS) if array.ndim else PartitionSpec() for array in arrays)
+            mean = lambda *parts: jax.lax.pmean(objective(*parts, axis_name=AXIS), AXIS)
+            return jax.shard_map(mean, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec())(*arrays)
+
+        return mapped
+
+    def inference(self, fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
+        """`fn(variables, batch)`, whose results have a row for each of the batch, compiled: numpy in (the same in every process), numpy out, the rows spread over the devices where they divide them."""
+        compiled = jax.jit(fn, out_shardings=self.replicated)
+
+        def place(values: np.ndarray) -> Array:
+            sharding = self.replicated if len(values) % self.mesh.size else self.by_rows
+            return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+        return lambda variables, batch: jax.tree.map(whole, compiled(variables, jax.tree.map(place, batch)))
+
+
+def distribute(step: Step, state: TrainState, layout: Layout) -> Step:
+    """Compiles a step for a layout. It consumes the state that it is given and leaves the new one where that lay.
+
+    For `pmap`, the step must average over `layout.axis_name`; a `make_step` that was given it does.
+    """
+    if layout.strategy == "pmap":
+        devices = list(layout.mesh.devices.flat)
+        mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
+        return jax.jit(mapped, donate_argnums=0)
+    shardings = layout.state_shardings(state)
+    return jax.jit(step, in_shardings=(shardings, layout.by_rows), out_shardings=(shardings, layout.replicated), donate_argnums=0)

@@ -7,10 +7,12 @@ import importlib.metadata
 import json
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 from annotated_types import Ge, Gt
@@ -20,6 +22,8 @@ from jaxdl import figures
 from jaxdl.errors import UserError
 from jaxdl.training.checkpoint import Checkpoints
 from jaxdl.training.logging import JsonLines, TensorBoard, WandB, Writer, read_metrics, replace_text
+from jaxdl.training.parallel import Layout
+from jaxdl.training.processes import agree, first_process_first, is_first
 from jaxdl.training.state import TrainState, parameters_sha256
 
 
@@ -41,19 +45,21 @@ class Execution:
     """Record a trace of a few steps in DIR/profile, to be opened with XProf or Perfetto."""
     wandb: bool = False
     """Also log to Weights & Biases (pip install 'jaxdl[wandb]')."""
+    parallel: Literal["jit", "fsdp", "pmap"] = "jit"
+    """How training lies over all devices: the batch is spread (jit), parameters and optimizer state too (fsdp), or one program per device (pmap)."""
 
 
 class Run:
-    """An open working directory. Use `Run.open`; closing waits for what is still being written.
+    """An open working directory, and the layout of what is computed in it. Use `Run.open`; closing waits for what is still being written.
 
-    `config.json`, `metrics.jsonl`, `result.json`, `checkpoints/`, `figures/`, `tensorboard/` are what it leaves; an experiment may keep more beside them (a tokenizer, say).
+    `config.json`, `metrics.jsonl`, `result.json`, `checkpoints/`, `figures/`, `tensorboard/` are what it leaves; an experiment may keep more beside them (a tokenizer, say) in a block of `first_process_first`. Several processes of one run share the directory: the first one claims it, logs and talks; pictures that the others draw go to `figures` of their own, which do not last.
     """
 
-    def __init__(self, directory: Path, experiment: str, config: Any, execution: Execution):
+    def __init__(self, directory: Path, experiment: str, config: Any, execution: Execution, figures: Path):
         self.directory, self.experiment, self.config, self.execution = directory, experiment, config, execution
+        self.layout = Layout(execution.parallel)
         self.checkpoints = Checkpoints(directory / "checkpoints", _plain(config), execution.keep_checkpoints)
-        self.figures = directory / "figures"
-        self.figures.mkdir(exist_ok=True)
+        self.figures = figures
         self.started = time.perf_counter()
         self.seconds_before = 0.0
         self._writers: list[Writer] = []
@@ -66,20 +72,21 @@ class Run:
         Raises `UserError` if the directory holds a run with another config (the difference is shown) or other people's files, if it cannot be written, or if another process is at work in it.
         """
         directory = Path(directory)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            lock = (directory / ".lock").open("w")
-        except OSError as error:
-            raise UserError(
-                f"cannot write to the working directory {directory}: {error.strerror}; give another --workdir"
-            ) from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"another process is training in {directory}: wait for it, or give another --workdir") from None
-            _claim(directory, experiment, config, execution.overwrite)
-            run = cls(directory, experiment, config, execution)
+        with contextlib.ExitStack() as stack:
+            problem = None
+            if is_first():
+                try:
+                    stack.enter_context(_claimed(directory, experiment, config, execution.overwrite))
+                    figures = directory / "figures"
+                    figures.mkdir(exist_ok=True)
+                except UserError as error:
+                    problem = error
+            else:
+                figures = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            (failed,) = agree(problem is not None)
+            if failed:
+                raise problem or UserError("the first process cannot use the working directory; it says why")
+            run = cls(directory, experiment, config, execution, figures)
             try:
                 yield run
             finally:
@@ -88,16 +95,28 @@ class Run:
                 run.checkpoints.close()
 
     @property
+    def shard(self) -> dict[str, int]:
+        """Which rows of each batch this process loads, as `train_batches` takes it."""
+        return {"process": jax.process_index(), "processes": jax.process_count()}
+
+    def first_process_first(self) -> AbstractContextManager[None]:
+        """A block that writes files which other processes of the run then find, as does a later run that resumes."""
+        return first_process_first(f"{self.directory}")
+
+    @property
     def seconds(self) -> float:
         """Wall time spent on this run, earlier attempts up to their last checkpoint included."""
         return self.seconds_before + time.perf_counter() - self.started
 
     def say(self, text: str) -> None:
         """A line for the person who watches; it does not disturb the progress bar."""
-        tqdm.write(text)
+        if is_first():
+            tqdm.write(text)
 
     def start_logging(self, step: int) -> None:
         """Opens the log of a run that begins at `step`."""
+        if not is_first():
+            return
         self._writers = [JsonLines(self.directory / "metrics.jsonl", step), TensorBoard(self.directory / "tensorboard", step)]
         if self.execution.wandb:
             name = f"{self.experiment}-{self.directory.name}"
@@ -111,7 +130,6 @@ class Run:
         """Logs the final metrics, draws the learning curves, writes `result.json`, and says where things are."""
         step = int(state.step)
         self.log(step, {f"eval/{name}": value for name, value in metrics.items()})
-        figures.learning_curves(read_metrics(self.directory / "metrics.jsonl"), self.figures / "learning_curves.png")
         result = {
             "experiment": self.experiment,
             "preset": self.config.preset,
@@ -120,10 +138,13 @@ class Run:
             "parameters_sha256": parameters_sha256(state.params),
             "seconds": round(self.seconds, 1),
             "versions": {name: importlib.metadata.version(name) for name in ("jaxdl", "jax", "flax", "optax", "numpy")},
-            "device": f"{jax.device_count()} × {jax.devices()[0].device_kind} ({platform.machine()})",
+            "device": f"{self.layout.mesh.size} × {jax.devices()[0].device_kind} ({platform.machine()})",
         }
-        replace_text(self.directory / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        self.report(result)
+        if is_first():
+            rows = read_metrics(self.directory / "metrics.jsonl")
+            figures.learning_curves(rows, self.figures / "learning_curves.png")
+            replace_text(self.directory / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+            self.report(result)
         return result
 
     def report(self, result: dict[str, Any]) -> None:
@@ -135,7 +156,24 @@ class Run:
         self.say(f"everything is in {self.directory}; pictures in {self.figures}: {pictures}")
 
 
-def _claim(directory: Path, experiment: str, config: Any, overwrite: bool) -> None:
+@contextlib.contextmanager
+def _claimed(directory: Path, experiment: str, config: Any, overwrite: bool) -> Iterator[None]:
+    """Holds the directory for this run, with its `config.json` in it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to the working directory {directory}: {error.strerror}; give another --workdir") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is training in {directory}: wait for it, or give another --workdir") from None
+        _write_config(directory, experiment, config, overwrite)
+        yield
+
+
+def _write_config(directory: Path, experiment: str, config: Any, overwrite: bool) -> None:
     """Makes sure that the directory is this run's, and writes its `config.json`."""
     path = directory / "config.json"
     wanted = {"experiment": experiment, "config": _plain(config)}

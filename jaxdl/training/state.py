@@ -11,6 +11,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PyTree
 
+from jaxdl.training.processes import whole
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -28,6 +30,11 @@ class TrainState:
     """A typed scalar key."""
     ema: PyTree | None = None
 
+    @property
+    def measured(self) -> PyTree:
+        """The parameters to evaluate: their average where one is kept."""
+        return self.params if self.ema is None else self.ema
+
 
 def init_state(
     init: Callable[[Key[Array, ""]], dict[str, Any]],
@@ -36,13 +43,13 @@ def init_state(
     seed: int,
     ema: bool = False,
     params: PyTree | None = None,
+    shardings: Callable[[TrainState], TrainState] | None = None,
 ) -> TrainState:
     """The state at step 0, made by one compiled program.
 
-    `init` is a module's initialisation given its key: `lambda key: module.init(key, images, tokens)`. `params`, where given, stand in for the initialised ones (fine-tuning).
+    `init` is a module's initialisation given its key: `lambda key: module.init(key, images, tokens)`. `params`, where given, stand in for the initialised ones (fine-tuning). `shardings` (a layout's `state_shardings`) says where each leaf of the abstract state will lie: it is made there, and no device ever holds one whole that is to be cut.
     """
 
-    @jax.jit
     def make(given: PyTree | None) -> TrainState:
         init_key, key = jax.random.split(jax.random.key(seed))
         variables = dict(init(init_key))
@@ -51,7 +58,18 @@ def init_state(
         average = jax.tree.map(jnp.copy, params) if ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), variables, key, average)
 
-    return make(params)
+    if shardings is None:
+        return jax.jit(make)(params)
+    placed = shardings(jax.eval_shape(make, params))
+    if params is not None:
+        params = jax.tree.map(_put, params, placed.params)
+    return jax.jit(make, out_shardings=placed)(params)
+
+
+def _put(values: np.ndarray | Array, sharding: jax.sharding.Sharding) -> Array:
+    """Each device gets its part and nothing more."""
+    values = np.asarray(values)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
 def parameter_paths(params: PyTree) -> list[str]:
@@ -63,7 +81,7 @@ def parameters_sha256(params: PyTree) -> str:
     """Digest of all parameters' bytes in the order of their paths: equal if and only if every bit is."""
     digest = hashlib.sha256()
     for _, leaf in sorted(zip(parameter_paths(params), jax.tree.leaves(params), strict=True), key=lambda pair: pair[0]):
-        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        digest.update(np.ascontiguousarray(whole(leaf)).tobytes())
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
+from jaxdl.errors import UserError
 from jaxdl.training.state import TrainState
 
 Batch = dict[str, Array | np.ndarray]
@@ -42,19 +43,26 @@ def make_step(
 ) -> Step:
     """One update of the parameters.
 
-    `schedule`, where given, is logged as `learning_rate`. `accumulate` cuts the batch into that many equal parts, one after the other, and averages their gradients: the same update for an objective that is a mean over examples, in a part of the memory; an objective that compares examples with each other sees only one part at a time. `ema_decay` keeps `ema ← decay·ema + (1 − decay)·params`. `axis_name` averages gradients and metrics over that mapped axis.
+    `schedule`, where given, is logged as `learning_rate`. `accumulate` cuts the batch into that many equal parts (every `accumulate`-th row, so that no row leaves its device), one after the other, and averages their gradients: the same update for an objective that is a mean over examples, in a part of the memory; an objective that compares examples with each other sees only one part at a time. `ema_decay` keeps `ema ← decay·ema + (1 − decay)·params`. `axis_name` (a layout's) averages gradients, metrics and variables over that mapped axis, and gives each device a key of its own.
 
     The metrics are scalars, beside `GRADIENT_NORMS`, and stay on the device.
     """
 
     def gradients(state: TrainState, batch: Batch) -> tuple[PyTree, dict[str, PyTree], Metrics]:
         key = jax.random.fold_in(state.key, state.step)
+        if axis_name is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
         if accumulate == 1:
             (loss, aux), grads = value_and_grad(state.params, state.variables, batch, key)
             return grads, aux.variables, {"loss": loss, **aux.metrics}
 
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, len(x) // accumulate, *x.shape[1:]), batch)
+        rows = len(jax.tree.leaves(batch)[0])
+        if rows % accumulate:
+            raise UserError(
+                f"{rows} rows on a device cannot be cut into {accumulate} equal parts: choose another --accumulate or --batch-size"
+            )
+        parts = jax.tree.map(lambda x: x.reshape(rows // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def add(carry: tuple, part: tuple) -> tuple[tuple, Metrics]:
             total, variables = carry

@@ -13,12 +13,7 @@ from pathlib import Path
 
 import pytest
 from published_siglip import write_published_siglip
-
-ROOT = Path(__file__).parents[2]
-TINY = (
-    "--resolution=16 --patch=8 --width=16 --depth=1 --num-heads=2 --text-width=16 --text-depth=1 --text-length=6"
-    " --batch-size=4 --eval-examples=8 --vocabulary=300"
-).split()
+from tiny_siglip import ROOT, TINY
 
 
 def command(*arguments: object) -> list[str]:

@@ -1,5 +1,7 @@
 """The pairwise sigmoid loss."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 from jax.test_util import check_grads
 from jaxtyping import Array, Float
 
+from jaxdl.errors import UserError
 from jaxdl.losses import sigmoid_loss
 
 
@@ -70,3 +73,32 @@ def test_images_and_texts_change_places_freely():
     images, texts = embeddings(6)
     one, other = (sigmoid_loss(a, b, jnp.float32(2), jnp.float32(-5)) for a, b in ((images, texts), (texts, images)))
     chex.assert_trees_all_close(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 16, 64])
+def test_chunks_give_the_same_loss_and_gradient(chunk_size):
+    arguments = (*embeddings(16), jnp.log(10.0), jnp.float32(-3))
+    whole, chunked = (
+        jax.jit(jax.value_and_grad(functools.partial(sigmoid_loss, chunk_size=size), argnums=(0, 1, 2, 3)))(*arguments)
+        for size in (None, chunk_size)
+    )
+    chex.assert_trees_all_close(chunked, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_chunks_bound_the_memory_of_a_large_batch():
+    """Of forward and backward pass, as XLA plans it for a batch of 8,192; nothing is run."""
+    batch, width = 8192, 64
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((batch, width), (batch, width), (), ())]
+
+    def temporary_bytes(chunk_size: int | None) -> int:
+        loss = functools.partial(sigmoid_loss, chunk_size=chunk_size)
+        compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))).lower(*arguments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(None) >= batch * batch * 4
+    assert temporary_bytes(128) <= 0.05 * temporary_bytes(None)
+
+
+def test_chunks_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(UserError, match="16 texts cannot be cut into chunks of 5"):
+        sigmoid_loss(*embeddings(16), jnp.log(10.0), jnp.float32(-3), chunk_size=5)
