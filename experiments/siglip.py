@@ -24,6 +24,7 @@ from jaxdl.errors import UserError
 from jaxdl.losses import sigmoid_loss
 from jaxdl.metrics import accuracy, recall_at
 from jaxdl.models.siglip import VARIANTS, SigLIP, TextTower, VisionTower
+from jaxdl.nn import ATTENTIONS, stack_blocks
 from jaxdl.training import Aux, Batch, Execution, Layout, Run, TrainState, fit, init_state, make_step
 
 TEMPLATES = ("a photo of {}", "a picture of {}", "this is {}", "{}")
@@ -78,6 +79,12 @@ class Config(launch.Config):
     """Tokens of a text, the one for its end included; longer ones are cut."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of activations that are dropped in both towers."""
+    attention: Literal[*ATTENTIONS] = "plain"
+    """Of both towers: the plain form, or the flash form in tiles."""
+    remat: bool = False
+    """Compute the activations of a block again in the backward pass, and keep only what goes from block to block: less memory, a third more time."""
+    scan_layers: bool = False
+    """Compile one block of each tower and run it as often as it is deep: quick to compile for deep towers."""
     tokenizer: str = ""
     """A published tokenizer.json or spiece.model. Empty: one is trained on the captions and kept in the run."""
     vocabulary: Annotated[int, Ge(300)] = 1000
@@ -163,13 +170,22 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
 
 def build(config: Config, source: Source, directory: Path) -> tuple[SigLIP, PyTree | None, ImageProcessor, Tokenize]:
     """The module, its published parameters if there are any, and what turns pictures and texts into its input."""
-    fields = dict(dtype=jnp.bfloat16 if config.precision == "bf16" else None, dropout=config.dropout)
+    fields = dict(
+        attention=ATTENTIONS[config.attention],
+        dropout=config.dropout,
+        remat=config.remat,
+        dtype=jnp.bfloat16 if config.precision == "bf16" else None,
+    )
     if config.init:
         module, params = pretrained.load(config.init, param_dtype=jnp.float32, **fields)
+        if config.scan_layers:
+            module = SigLIP(module.vision.clone(scan=True), module.text.clone(scan=True))
+            params = stack_blocks(params)
         process, tokenizer = pretrained.load_processors(config.init)
         return module, params, process, functools.partial(tokenizer, length=len(params["text"]["positions"]["table"]))
 
     tokenizer = load_tokenizer(config, source, directory)
+    fields["scan"] = config.scan_layers
     if config.variant:
         module = SigLIP.variant(config.variant, **fields)
         module = module.clone(text=module.text.clone(vocabulary=tokenizer.vocabulary))

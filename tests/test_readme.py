@@ -12,8 +12,8 @@ from published_siglip import write_published_siglip
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_lines_that_embed_an_image_and_texts_run(tmp_path):
-    (lines,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_lines_of_python_run(tmp_path):
+    lines = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
     write_published_siglip(tmp_path)
     Image.fromarray(np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3)).save(tmp_path / "cat.jpg")
     lines = lines.replace("google/siglip-base-patch16-224", str(tmp_path))

@@ -1,6 +1,7 @@
 """SigLIP: an image tower and a text tower trained with a pairwise sigmoid loss (Zhai et al. 2023, arXiv:2303.15343)."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -13,14 +14,23 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdl.errors import UserError
-from jaxdl.nn import Attention, AttentionPooling, Encoder, LearnedPositions, PatchEmbedding
+from jaxdl.nn import (
+    Attention,
+    AttentionPooling,
+    LayerNorm,
+    LearnedPositions,
+    PatchEmbedding,
+    Transformer,
+    TransformerBlock,
+    dot_product_attention,
+)
 from jaxdl.weights import Table, dense, norm, packed_attention, scalar, unchanged
 
 
 class VisionTower(nn.Module):
     """A ViT that an attention-pooling head reads out: images `B H W C` to vectors `B D`, not normalised.
 
-    What is left of a side beyond the last whole patch is not seen, as in the published So400m/14 at 384 pixels, where it is six of them. The number of positions is fixed by the resolution at initialisation.
+    What is left of a side beyond the last whole patch is not seen, as in the published So400m/14 at 384 pixels, where it is six of them. The number of positions is fixed by the resolution at initialisation. `scan` and `remat` are those of `Transformer`.
     """
 
     patch: int
@@ -28,9 +38,11 @@ class VisionTower(nn.Module):
     depth: int
     num_heads: int
     hidden: int
-    attention: Attention = jax.nn.dot_product_attention
+    attention: Attention = dot_product_attention
     eps: float = 1e-6
     dropout: float = 0.0
+    scan: bool = False
+    remat: bool = False
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -41,9 +53,7 @@ class VisionTower(nn.Module):
         x = PatchEmbedding(self.patch, self.width, dtype=self.dtype, name="patches")(images[:, :height, :width])
         x = LearnedPositions(name="positions")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        x = Encoder(self.depth, self.num_heads, self.hidden, self.attention, self.eps, self.dropout, self.dtype, name="encoder")(
-            x, train=train
-        )
+        x = _encoder(self)(x, train=train)
         return AttentionPooling(self.num_heads, self.hidden, self.attention, self.eps, self.dtype, name="head")(x)
 
 
@@ -59,9 +69,11 @@ class TextTower(nn.Module):
     num_heads: int
     hidden: int
     features: int
-    attention: Attention = jax.nn.dot_product_attention
+    attention: Attention = dot_product_attention
     eps: float = 1e-6
     dropout: float = 0.0
+    scan: bool = False
+    remat: bool = False
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -69,10 +81,17 @@ class TextTower(nn.Module):
         x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="tokens")(tokens)
         x = LearnedPositions(name="positions")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        x = Encoder(self.depth, self.num_heads, self.hidden, self.attention, self.eps, self.dropout, self.dtype, name="encoder")(
-            x, train=train
-        )
+        x = _encoder(self)(x, train=train)
         return nn.Dense(self.features, dtype=self.dtype, name="head")(x[:, -1])
+
+
+def _encoder(tower: VisionTower | TextTower) -> Transformer:
+    """The stack that is the same in both towers."""
+    norm = functools.partial(LayerNorm, tower.eps)
+    block = TransformerBlock(
+        tower.num_heads, tower.hidden, tower.attention, norm=norm, dropout=tower.dropout, dtype=tower.dtype, parent=None
+    )
+    return Transformer(tower.depth, block, scan=tower.scan, remat=tower.remat, name="encoder")
 
 
 @flax.struct.dataclass
@@ -118,7 +137,7 @@ class SigLIP(nn.Module):
 
     @classmethod
     def variant(cls, name: str, **changes: Any) -> "SigLIP":
-        """The published model `name` of `VARIANTS`; `changes` (`attention`, `dtype`, `dropout`) go to both towers."""
+        """The published model `name` of `VARIANTS`; `changes` (`attention`, `dtype`, `dropout`, `scan`, `remat`) go to both towers."""
         if name not in VARIANTS:
             raise unknown("SigLIP variant", name, VARIANTS)
         row = VARIANTS[name]
@@ -160,7 +179,7 @@ VARIANTS = {
 def from_config(config: dict, **changes: Any) -> tuple[SigLIP, tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
     """The model that a Hugging Face `config.json` describes, and abstract images and tokens of the sizes it was trained on.
 
-    Fields that are left out have the defaults of transformers' `SiglipVisionConfig` and `SiglipTextConfig`. `changes` (`attention`, `dtype`, `dropout`) go to both towers. Raises `UserError` for a setting that is not SigLIP's.
+    Fields that are left out have the defaults of transformers' `SiglipVisionConfig` and `SiglipTextConfig`. `changes` (`attention`, `dtype`, `dropout`, `scan`, `remat`) go to both towers. Raises `UserError` for a setting that is not SigLIP's.
     """
     vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
     patch, side = vision.get("patch_size", 16), vision.get("image_size", 224)

@@ -1,51 +1,304 @@
-"""Multi-head attention around any function with the signature of `jax.nn.dot_product_attention`."""
+"""Attention: the function of queries, keys and values, the cache that decoding fills, and the heads with their projections around both."""
 
-from collections.abc import Callable
+import functools
+import math
+import operator
+from collections.abc import Callable, Collection
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdl.errors import UserError
+import pallas_kernels
+from jaxdl.errors import UserError, unknown
+from jaxdl.nn.masks import causal_mask, length_mask, padding_mask, token_positions, window_mask
 
 Attention = Callable[..., Array]
 """`attention(query, key, value, bias=None, mask=None, *, scale=None, is_causal=False, ...)` on `B T N H`, `B S K H`, `B S K H`; a mask is true where a query may look."""
+
+Rotary = Callable[[Array, Array], Array]
+"""`rotary(x, positions)` turns the heads `B T N H` by their positions `B T`: `jaxdl.nn.rope`, or a `functools.partial` of it."""
+
+
+def dot_product_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K V"],
+    bias: Float[Array, "#B #N #T #S"] | None = None,
+    mask: Bool[Array, "#B #N #T #S"] | None = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: Int[Array, "B"] | None = None,
+    key_value_seq_lengths: Int[Array, "B"] | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+) -> Float[Array, "B T N V"]:
+    """`softmax(scale · QKᵀ + bias) V`, by default with a scale of `1/√H` (Vaswani et al. 2017, eq. 1), over the keys that every mask allows.
+
+    Masks are true where a query may look. A query that may look nowhere gets 0, and gives no gradient; `jax.nn.dot_product_attention`, whose arguments these are, gives it the mean of all values. `is_causal` and the window `(left, right)` count from the first query and the first key; the window includes the query and both of its ends. Hide keys by masks and not by a bias of −∞, which is NaN where nothing else is left.
+
+    With K < N key heads, heads `i · N/K` to `(i + 1) · N/K − 1` share the i-th (Ainslie et al. 2023, section 2.2): no key is copied. Logits and softmax are in float32 (or wider), the weights are rounded to the dtype of the values. Raises `UserError` if K does not divide N.
+    """
+    (batch, queries, heads, width), (keys, groups) = query.shape, key.shape[1:3]
+    if heads % groups:
+        raise UserError(f"{heads} query heads cannot share {groups} key/value heads: choose a divisor of {heads}")
+    masks = [] if mask is None else [mask]
+    if is_causal:
+        masks.append(causal_mask(queries, keys))
+    if local_window_size is not None:
+        left, right = (local_window_size,) * 2 if isinstance(local_window_size, int) else local_window_size
+        masks.append(window_mask(queries, keys, left=left, right=right))
+    if query_seq_lengths is not None:
+        masks.append(length_mask(query_seq_lengths, queries).swapaxes(2, 3))
+    if key_value_seq_lengths is not None:
+        masks.append(length_mask(key_value_seq_lengths, keys))
+    mask = functools.reduce(operator.and_, masks) if masks else None
+
+    shared = heads // groups
+
+    def by_rows(x: Array) -> Array:
+        """What broadcasts to `N T S` as what broadcasts to `K T·N/K S`."""
+        if x.shape[1] == 1:
+            x = jnp.broadcast_to(x, (len(x), shared, *x.shape[2:]))
+        x = x.reshape(len(x), x.shape[1] // shared, shared, *x.shape[2:]).swapaxes(2, 3)
+        x = jnp.broadcast_to(x, (*x.shape[:2], queries, *x.shape[3:]))
+        return x.reshape(*x.shape[:2], queries * shared, x.shape[-1])
+
+    # Queries that share a key are rows of one matrix. Where none do, nothing is moved before the product.
+    rows = query.reshape(batch, queries, groups, shared, width).swapaxes(2, 3).reshape(batch, queries * shared, groups, width)
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    products = jnp.einsum("brkh,bskh->bkrs", rows, key, preferred_element_type=wide, precision=_precision(query.dtype))
+    logits = products * (width**-0.5 if scale is None else scale)
+    if bias is not None:
+        logits += by_rows(bias)
+    if mask is not None:
+        logits = jnp.where(by_rows(mask), logits, jnp.finfo(wide).min)
+    weights = jax.nn.softmax(logits).astype(value.dtype)
+    attended = jnp.einsum("bkrs,bskv->brkv", weights, value)
+    attended = attended.reshape(batch, queries, shared, groups, value.shape[-1]).swapaxes(2, 3)
+    attended = attended.reshape(batch, queries, heads, value.shape[-1])
+    if mask is not None:
+        attended = jnp.where(mask.any(-1).swapaxes(1, 2)[..., None], attended, 0)
+    return attended
+
+
+ATTENTIONS = {"plain": dot_product_attention, "flash": pallas_kernels.dot_product_attention}
+"""By the names that experiments give them on the command line: the form above, and one in tiles that never holds `T × S` logits, by the kernel of the platform where it has one."""
+
+
+def _precision(dtype: DTypeLike) -> jax.lax.DotAlgorithmPreset | None:
+    """Factors in half precision are summed in float32. With the default precision, the float32 of the sum would widen the factors of the gradient."""
+    presets = {"bfloat16": jax.lax.DotAlgorithmPreset.BF16_BF16_F32, "float16": jax.lax.DotAlgorithmPreset.F16_F16_F32}
+    return presets.get(jnp.dtype(dtype).name)
+
+
+@flax.struct.dataclass
+class Cache:
+    """What attention remembers of the tokens it has seen: `S` slots, filled from the first, of which `valid` (`B S`) says which hold real tokens and not padding.
+
+    `entries` is any pytree of arrays `B S ...`: keys and values `B S K H` in `MultiHeadAttention`; a stack of layers has a tuple of these, or arrays with the layers on a leading axis. `next` is the first free slot, the same for all examples. All shapes are static, so that `jit` and `scan` can carry it.
+    """
+
+    entries: PyTree
+    valid: PyTree
+    next: PyTree
+
+    @classmethod
+    def empty(cls, entries: PyTree[Array]) -> "Cache":
+        """With no token, over arrays `B S ...` of zeros."""
+        return cls(entries, jnp.zeros(jax.tree.leaves(entries)[0].shape[:2], bool), jnp.zeros((), jnp.int32))
+
+    @property
+    def slots(self) -> int:
+        return self.valid.shape[1]
+
+    def positions(self, valid: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+        """The positions of `T` more tokens: how many real ones came before, in the cache and among them."""
+        return self.valid.sum(1, dtype=jnp.int32)[:, None] + token_positions(valid)
+
+    def append(self, entries: PyTree[Array], valid: Bool[Array, "B T"]) -> "Cache":
+        """With `T` more tokens, cast to the dtype of the cache.
+
+        Raises `UserError` where they do not fit. Under `jit`, where the number of those before is not known, what does not fit is written as NaN, which comes out of every attention from then on: an overfull cache cannot pass for a good one.
+        """
+        length = valid.shape[1]
+        end = self.next + length
+        known = None if isinstance(end, jax.core.Tracer) else int(end)
+        if length > self.slots or (known is not None and known > self.slots):
+            taken = "" if known is None else f" after {known - length}"
+            raise UserError(f"{length} tokens{taken} do not fit into a cache of {self.slots} slots: make one of more slots")
+
+        def write(old: Array, new: Array) -> Array:
+            new = jnp.where(end > self.slots, jnp.nan, new).astype(old.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(old, new, self.next, axis=1)
+
+        seen = jax.lax.dynamic_update_slice_in_dim(self.valid, valid, self.next, axis=1)
+        return Cache(jax.tree.map(write, self.entries, entries), seen, end)
+
+    def mask(self, queries: int) -> Bool[Array, "B 1 T S"]:
+        """What the `queries` tokens appended last may look at: real tokens up to themselves."""
+        return causal_mask(self.next - queries + jnp.arange(queries), self.slots) & padding_mask(self.valid)
+
+
+_PROJECTIONS = ("query", "key", "value", "out")
 
 
 class MultiHeadAttention(nn.Module):
     """Attention of `num_heads` heads between learned projections (Vaswani et al. 2017, section 3.2.2).
 
-    The head width is `D / num_heads`. `attention` computes softmax(QKᵀ/√H)V: the flash kernel, a windowed or a linear form drops in here.
+    - `attention` is the function between the projections: the flash kernel, one with another `scale`, a windowed or a linear form drops in here.
+    - `num_kv_heads` below `num_heads` lets several heads share a key and a value: grouped-query attention (Ainslie et al. 2023), with 1 multi-query attention (Shazeer 2019).
+    - `head_width` is `D / num_heads` unless given, as in Gemma.
+    - `use_bias` is for all four projections or none (Llama, Gemma), or names those that have one: `("query", "key", "value")` in Qwen2, all but `"key"` in Whisper.
+    - `rotary` turns queries and keys by their positions, in self-attention alone.
+    - `local_window_size` is how many keys to the left and right of itself a query sees, in self-attention alone; in decoding it counts real tokens.
+    - `out_init` is for the projection back, which GPT-2 starts smaller; `kernel_init` if not given.
+
+    There is no dropout of attention weights: flash forms never have the weights, and ViT and Llama train without. Drop the output.
     """
 
     num_heads: int
-    attention: Attention = jax.nn.dot_product_attention
+    attention: Attention = dot_product_attention
+    num_kv_heads: int | None = None
+    head_width: int | None = None
+    use_bias: bool | Collection[str] = True
+    rotary: Rotary | None = None
+    local_window_size: tuple[int, int] | None = None
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    out_init: nn.initializers.Initializer | None = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    @nn.compact
     def __call__(
         self,
         queries: Float[Array, "B T D"],
         keys_values: Float[Array, "B S E"] | None = None,
         *,
         mask: Bool[Array, "#B #N #T #S"] | None = None,
+        bias: Float[Array, "#B #N #T #S"] | None = None,
+        positions: Int[Array, "#B T"] | None = None,
         is_causal: bool = False,
     ) -> Float[Array, "B T D"]:
-        """Self-attention where `keys_values` is left out. Raises `UserError` if the width is no multiple of the heads."""
-        keys_values = queries if keys_values is None else keys_values
-        width = queries.shape[-1]
-        if width % self.num_heads:
+        """Whole sequences: self-attention where `keys_values` is left out. Positions, for `rotary`, are 0, 1, 2 … unless given.
+
+        Raises `UserError` for numbers of heads that do not divide the width or one another, and for positions in cross-attention.
+        """
+        if keys_values is None:
+            positions = jnp.arange(queries.shape[1])[None] if positions is None else positions
+        elif positions is not None:
+            raise UserError("positions are those of one sequence, which attends to itself: leave them out of cross-attention")
+        width = self._head_width(queries.shape[-1])
+        query = self._heads("query", queries, self.num_heads, width, positions)
+        key, value = self._key_value(queries if keys_values is None else keys_values, width, positions)
+        windowed = self.local_window_size is not None and keys_values is None
+        window = dict(local_window_size=self.local_window_size) if windowed else {}
+        return self._out(self.attention(query, key, value, bias, mask, is_causal=is_causal, **window), queries)
+
+    def empty_cache(self, batch: int, slots: int, width: int, dtype: DTypeLike | None = None) -> Cache:
+        """For self-attention over up to `slots` tokens, prompt and padding included, at the model width `width`. Needs no parameters."""
+        shape = (batch, slots, self.num_kv_heads or self.num_heads, self._head_width(width))
+        dtype = dtype or self.dtype or jnp.float32
+        return Cache.empty((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)))
+
+    def decode(
+        self,
+        x: Float[Array, "B T D"],
+        cache: Cache,
+        *,
+        valid: Bool[Array, "B T"] | None = None,
+        mask: Bool[Array, "#B #N #T #S"] | None = None,
+        bias: Float[Array, "#B #N #T #S"] | None = None,
+        positions: Int[Array, "#B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Causal self-attention of the next `T` tokens, be it a prompt or a single one, and the cache with them.
+
+        `valid` is true for real tokens: prompts of different lengths may be padded on either side. Positions count the real tokens unless given. `mask` and `bias` are over the slots of the cache. Raises `UserError` where the cache is full, see `Cache.append`.
+        """
+        valid = jnp.ones(x.shape[:2], bool) if valid is None else valid
+        counted = cache.positions(valid)
+        positions = counted if positions is None else positions
+        width = self._head_width(x.shape[-1])
+        query = self._heads("query", x, self.num_heads, width, positions)
+        cache = cache.append(self._key_value(x, width, positions), valid)
+        seen = cache.mask(x.shape[1])
+        if self.local_window_size is not None:
+            seen &= window_mask(counted, token_positions(cache.valid), left=self.local_window_size[0])
+        return self._out(self._from_cache(query, cache, seen, mask, bias), x), cache
+
+    def remember(self, keys_values: Float[Array, "B S E"], valid: Bool[Array, "B S"] | None = None) -> Cache:
+        """A full cache of another sequence, for `recall`: the keys and values of cross-attention are computed once. Where E is not D, `head_width` must be given."""
+        valid = jnp.ones(keys_values.shape[:2], bool) if valid is None else valid
+        entries = self._key_value(keys_values, self._head_width(keys_values.shape[-1]), None)
+        return Cache(entries, valid, jnp.asarray(valid.shape[1], jnp.int32))
+
+    def recall(
+        self, queries: Float[Array, "B T D"], cache: Cache, *, mask: Bool[Array, "#B #N #T #S"] | None = None
+    ) -> Float[Array, "B T D"]:
+        """Cross-attention to the real tokens of a cache, which stays as it is."""
+        query = self._heads("query", queries, self.num_heads, self._head_width(queries.shape[-1]), None)
+        return self._out(self._from_cache(query, cache, padding_mask(cache.valid), mask, None), queries)
+
+    def _head_width(self, width: int) -> int:
+        if self.head_width is None and width % self.num_heads:
             raise UserError(f"a width of {width} cannot be split into {self.num_heads} heads: choose a divisor of {width}")
+        return self.head_width or width // self.num_heads
 
-        def project(name: str, x: Array) -> Float[Array, "B S N H"]:
-            dense = nn.Dense(width, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=self.kernel_init, name=name)
-            return dense(x).reshape(*x.shape[:-1], self.num_heads, width // self.num_heads)
+    def _key_value(
+        self, x: Float[Array, "B S E"], width: int, positions: Int[Array, "#B S"] | None
+    ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+        heads = self.num_kv_heads or self.num_heads
+        return self._heads("key", x, heads, width, positions), self._heads("value", x, heads, width, None)
 
-        query, key, value = project("query", queries), project("key", keys_values), project("value", keys_values)
-        attended = self.attention(query, key, value, mask=mask, is_causal=is_causal)
-        out = nn.Dense(width, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=self.kernel_init, name="out")
-        return out(attended.reshape(queries.shape))
+    def _heads(
+        self, name: str, x: Float[Array, "B T D"], heads: int, width: int, positions: Int[Array, "#B T"] | None
+    ) -> Float[Array, "B T N H"]:
+        """A projection to heads, which are turned where positions are given and are rotary."""
+        x = self._project(name, x, (x.shape[-1],), (heads, width))
+        return x if self.rotary is None or positions is None else self.rotary(x, positions)
+
+    def _from_cache(
+        self,
+        query: Float[Array, "B T N H"],
+        cache: Cache,
+        seen: Bool[Array, "B 1 #T S"],
+        mask: Bool[Array, "#B #N #T #S"] | None,
+        bias: Float[Array, "#B #N #T #S"] | None,
+    ) -> Float[Array, "B T N H"]:
+        key, value = (entry.astype(query.dtype) for entry in cache.entries)
+        return self.attention(query, key, value, bias, seen if mask is None else seen & mask)
+
+    def _out(self, attended: Float[Array, "B T N H"], like: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self._project("out", attended, attended.shape[2:], like.shape[2:])
+
+    @nn.compact
+    def _project(self, name: str, x: Float[Array, "B T *inputs"], inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Array:
+        if not isinstance(self.use_bias, bool):
+            for given in self.use_bias:
+                if given not in _PROJECTIONS:
+                    raise unknown("projection", given, _PROJECTIONS)
+        has_bias = self.use_bias if isinstance(self.use_bias, bool) else name in self.use_bias
+        kernel_init = self.out_init if name == "out" and self.out_init else self.kernel_init
+        return _Projection(inputs, outputs, has_bias, kernel_init, self.dtype, self.param_dtype, name=name)(x)
+
+
+class _Projection(nn.Module):
+    """A linear map whose features are an axis or, as heads, two. The kernel is kept as a matrix, but heads are not flattened to meet it: XLA then has the choice of their layout, which saves copies in training."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    use_bias: bool
+    kernel_init: nn.initializers.Initializer
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T *inputs"]) -> Float[Array, "B T *outputs"]:
+        size = math.prod(self.outputs)
+        kernel = self.param("kernel", self.kernel_init, (math.prod(self.inputs), size), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (size,), self.param_dtype) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = jnp.tensordot(x, kernel.reshape(self.inputs + self.outputs), len(self.inputs))
+        return y if bias is None else y + bias.reshape(self.outputs)

@@ -1,4 +1,4 @@
-"""From pictures and positions to vectors."""
+"""From pictures to vectors and back."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,6 +18,19 @@ def patchify(images: Float[Array, "B H W C"], patch: int) -> Float[Array, "B T P
         raise UserError(f"images of {height}×{width} cannot be cut into patches of {patch}: resize them to a multiple of {patch}")
     grid = images.reshape(batch, height // patch, patch, width // patch, patch, channels)
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+
+
+def unpatchify(patches: Float[Array, "B T P"], patch: int, height: int, width: int) -> Float[Array, "B H W C"]:
+    """The images of `height × width` pixels that `patchify` has cut: its inverse.
+
+    Raises `UserError` if so many patches of so many values do not make images of that size.
+    """
+    batch, count, values = patches.shape
+    rows, columns, channels = height // patch, width // patch, values // patch**2
+    if (rows * patch, columns * patch, rows * columns, channels * patch**2) != (height, width, count, values):
+        raise UserError(f"{count} patches of {values} values do not make images of {height}×{width} in patches of {patch}")
+    grid = patches.reshape(batch, rows, columns, patch, patch, channels)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
 
 
 class PatchEmbedding(nn.Module):

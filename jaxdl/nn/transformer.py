@@ -1,45 +1,52 @@
-"""Transformer encoder: feed-forward (plain and gated), pre-norm block, stack, and attention pooling."""
+"""Transformers: feed-forwards (plain and gated), the block of encoders and decoders, its stack, and attention pooling."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from jaxdl.nn.activations import silu
-from jaxdl.nn.attention import Attention, MultiHeadAttention
+from jaxdl.errors import UserError
+from jaxdl.nn.activations import gelu_tanh, silu
+from jaxdl.nn.attention import Attention, Cache, MultiHeadAttention, dot_product_attention
 from jaxdl.nn.normalization import LayerNorm
 
 
 class FeedForward(nn.Module):
     """Two linear maps with an activation between, position by position (Vaswani et al. 2017, eq. 2).
 
-    The default GELU is the tanh approximation, as SigLIP, GPT-2 and Gemma have it; BERT and ViT have the exact one.
+    The default GELU is the tanh approximation, as SigLIP, GPT-2 and Gemma have it; BERT and ViT have the exact one, `jaxdl.nn.gelu`. `out_init` is for the second map, which GPT-2 starts smaller.
     """
 
     hidden: int
-    activation: Callable[[Array], Array] = nn.gelu
+    activation: Callable[[Array], Array] = gelu_tanh
     dropout: float = 0.0
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    out_init: nn.initializers.Initializer | None = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"], *, train: bool = False) -> Float[Array, "*batch D"]:
-        def dense(features: int, name: str) -> nn.Dense:
+        def dense(features: int, name: str, kernel_init: nn.initializers.Initializer = self.kernel_init) -> nn.Dense:
             return nn.Dense(
                 features,
+                use_bias=self.use_bias,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
-                kernel_init=nn.initializers.xavier_uniform(),
+                kernel_init=kernel_init,
                 bias_init=nn.initializers.normal(1e-6),
                 name=name,
             )
 
         hidden = self.activation(dense(self.hidden, "expand")(x))
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
-        return dense(x.shape[-1], "contract")(hidden)
+        return dense(x.shape[-1], "contract", self.out_init or self.kernel_init)(hidden)
 
 
 class GatedFeedForward(nn.Module):
@@ -52,24 +59,26 @@ class GatedFeedForward(nn.Module):
     activation: Callable[[Array], Array] = silu
     dropout: float = 0.0
     use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    out_init: nn.initializers.Initializer | None = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"], *, train: bool = False) -> Float[Array, "*batch D"]:
-        def dense(features: int, name: str) -> nn.Dense:
+        def dense(features: int, name: str, kernel_init: nn.initializers.Initializer = self.kernel_init) -> nn.Dense:
             return nn.Dense(
                 features,
                 use_bias=self.use_bias,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
-                kernel_init=nn.initializers.xavier_uniform(),
+                kernel_init=kernel_init,
                 name=name,
             )
 
         hidden = self.activation(dense(self.hidden, "gate")(x)) * dense(self.hidden, "expand")(x)
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
-        return dense(x.shape[-1], "contract")(hidden)
+        return dense(x.shape[-1], "contract", self.out_init or self.kernel_init)(hidden)
 
 
 def gated_hidden(hidden: int, multiple_of: int = 1) -> int:
@@ -80,53 +89,239 @@ def gated_hidden(hidden: int, multiple_of: int = 1) -> int:
     return -(-(2 * hidden // 3) // multiple_of) * multiple_of
 
 
-class EncoderBlock(nn.Module):
-    """Pre-norm block: `x + attention(norm(x))`, then `x + feed_forward(norm(x))` (Xiong et al. 2020)."""
+def stochastic_depth(x: Float[Array, "B *shape"], rate: float | Float[Array, ""], key: PRNGKeyArray) -> Float[Array, "B *shape"]:
+    """What a residual branch adds, left out for a share `rate` (below 1) of the examples and divided by `1 − rate` for the others (Huang et al. 2016, eq. 2).
+
+    The paper multiplies by `1 − rate` at test time instead: the expectations are equal.
+    """
+    keep = jax.random.bernoulli(key, 1 - rate, (len(x),) + (1,) * (x.ndim - 1))
+    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Without those that are None: a layer that knows no bias can be asked for none."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+class TransformerBlock(nn.Module):
+    """Attention within a sequence, to a memory if there is `cross_attention`, and a feed-forward, each in a residual connection. Encoders and decoders differ in `is_causal` and `cross_attention` alone.
+
+    - `attention` is the function within; `attention_layer`, `feed_forward_layer` and `norm` make the parts, with their options bound by `functools.partial`. Llama has `partial(MultiHeadAttention, num_kv_heads=8, rotary=rope, use_bias=False)`, `GatedFeedForward` and `partial(RMSNorm, 1e-5)`.
+    - `norm_first`: pre-norm, `x + f(norm(x))` (Xiong et al. 2020, GPT-2, ViT), or post-norm, `norm(x + f(x))` (Vaswani et al. 2017, section 3.1, BERT), which needs a warm-up of the learning rate.
+    - `is_causal` is for whole sequences; decoding always is.
+    - `dropout` is of what each part adds (ibid., section 5.4), and within the feed-forward.
+    - `dtype` is that in which the parts compute; what flows from part to part keeps the dtype of `x`.
+    """
 
     num_heads: int
     hidden: int
-    attention: Attention = jax.nn.dot_product_attention
-    eps: float = 1e-6
+    attention: Attention = dot_product_attention
+    attention_layer: Callable[..., nn.Module] = MultiHeadAttention
+    feed_forward_layer: Callable[..., nn.Module] = FeedForward
+    norm: Callable[..., nn.Module] = LayerNorm
+    norm_first: bool = True
+    is_causal: bool = False
+    cross_attention: bool = False
     dropout: float = 0.0
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], *, mask: Bool[Array, "#B #N #T #T"] | None = None, train: bool = False
+        self,
+        x: Float[Array, "B T D"],
+        memory: Float[Array, "B S E"] | None = None,
+        *,
+        mask: Bool[Array, "#B #N #T #T"] | None = None,
+        memory_mask: Bool[Array, "#B #N #T #S"] | None = None,
+        bias: Float[Array, "#B #N #T #T"] | None = None,
+        positions: Int[Array, "#B T"] | None = None,
+        drop_rate: float | Float[Array, ""] = 0.0,
+        train: bool = False,
     ) -> Float[Array, "B T D"]:
+        """Whole sequences; `drop_rate` is that of `stochastic_depth` for each part. Raises `UserError` if memory is missing or not wanted."""
+        how = _given(mask=mask, bias=bias, positions=positions)
+        parts = {"attention": lambda layer, x: layer(x, is_causal=self.is_causal, **how)}
+        if self._attends_to(memory):
+            parts["cross_attention"] = lambda layer, x: layer(x, memory, **_given(mask=memory_mask))
+        parts["feed_forward"] = lambda layer, x: layer(x, train=train)
+        for name, part in parts.items():
+            x = self._residual(name, part, x, drop_rate, train)
+        return x
+
+    def empty_cache(self, batch: int, slots: int, width: int, dtype: DTypeLike | None = None) -> Cache:
+        """As of `MultiHeadAttention`: for up to `slots` tokens. Needs no parameters."""
+        return self._attention_layer(parent=None).empty_cache(batch, slots, width, dtype)
+
+    def remember(self, memory: Float[Array, "B S E"], valid: Bool[Array, "B S"] | None = None) -> Cache:
+        """Keys and values of a memory for `decode`; `valid` is true for its real tokens."""
+        return self._part("cross_attention").remember(memory, valid)
+
+    def decode(
+        self, x: Float[Array, "B T D"], cache: Cache, memory: Cache | None = None, **options: Any
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """The next `T` tokens, and the cache with them; `options` and errors are those of `MultiHeadAttention.decode`."""
+
+        def attend(layer: nn.Module, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+            nonlocal cache
+            x, cache = layer.decode(x, cache, **options)
+            return x
+
+        parts = {"attention": attend}
+        if self._attends_to(memory):
+            parts["cross_attention"] = lambda layer, x: layer.recall(x, memory)
+        parts["feed_forward"] = lambda layer, x: layer(x)
+        for name, part in parts.items():
+            x = self._residual(name, part, x)
+        return x, cache
+
+    def _attends_to(self, memory: PyTree) -> bool:
+        if self.cross_attention != (memory is not None):
+            fault = "needs a memory, and none is given" if self.cross_attention else "takes no memory: set `cross_attention`"
+            raise UserError(f"a block with cross_attention={self.cross_attention} {fault}")
+        return self.cross_attention
+
+    def _residual(
+        self,
+        name: str,
+        part: Callable[[nn.Module, Array], Array],
+        x: Float[Array, "B T D"],
+        drop_rate: float | Float[Array, ""] = 0.0,
+        train: bool = False,
+    ) -> Float[Array, "B T D"]:
+        norm = self._part(f"{name}_norm")
+        y = part(self._part(name), norm(x) if self.norm_first else x)
+        y = self._part(f"{name}_dropout")(y, deterministic=not train)
+        if train and not (isinstance(drop_rate, float) and drop_rate == 0):
+            y = stochastic_depth(y, drop_rate, self.make_rng("dropout"))
+        return (x + y if self.norm_first else norm(x + y)).astype(x.dtype)
+
+    @nn.compact
+    def _part(self, name: str) -> nn.Module:
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        dropout = nn.Dropout(self.dropout, deterministic=not train)
-        y = LayerNorm(self.eps, **types, name="attention_norm")(x)
-        x = x + dropout(MultiHeadAttention(self.num_heads, self.attention, **types, name="attention")(y, mask=mask))
-        y = LayerNorm(self.eps, **types, name="feed_forward_norm")(x)
-        y = FeedForward(self.hidden, dropout=self.dropout, **types, name="feed_forward")(y, train=train)
-        return x + dropout(y)
+        if name.endswith("_norm"):
+            return self.norm(**types, name=name)
+        if name.endswith("_dropout"):
+            return nn.Dropout(self.dropout, name=name)
+        if name == "feed_forward":
+            return self.feed_forward_layer(self.hidden, dropout=self.dropout, **types, name=name)
+        return self._attention_layer(name=name)
+
+    def _attention_layer(self, **options: Any) -> nn.Module:
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        return self.attention_layer(self.num_heads, attention=self.attention, **types, **options)
 
 
-class Encoder(nn.Module):
-    """`depth` pre-norm blocks and a last normalisation."""
+class Transformer(nn.Module):
+    """`depth` blocks like `block`, and after pre-norm blocks a last normalisation.
+
+    - `stochastic_depth` is the drop rate of the last block; that of block l of L is `l/L` of it (Huang et al. 2016, eq. 4). Swin and ConvNeXt have `(l − 1)/(L − 1)`.
+    - `scan` compiles one block and runs it `depth` times: compilation no longer grows with the depth. Parameters are stacked on a first axis, under `blocks` instead of `block_0`, `block_1` …; `stack_blocks` and `unstack_blocks` convert them.
+    - `remat` keeps no activation within a block for the backward pass and computes them again (Chen et al. 2016, section 3), or keeps those that a policy of `jax.checkpoint_policies` chooses.
+    """
 
     depth: int
-    num_heads: int
-    hidden: int
-    attention: Attention = jax.nn.dot_product_attention
-    eps: float = 1e-6
-    dropout: float = 0.0
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
+    block: nn.Module
+    stochastic_depth: float = 0.0
+    scan: bool = False
+    remat: bool | Callable[..., Any] = False
+
+    def __call__(
+        self, x: Float[Array, "B T D"], memory: Float[Array, "B S E"] | None = None, *, train: bool = False, **options: Any
+    ) -> Float[Array, "B T D"]:
+        """Whole sequences; `options` are those of a call of `TransformerBlock`, the same for all blocks. Raises `UserError` for a rate of stochastic depth outside of [0, 1)."""
+        if not 0 <= self.stochastic_depth < 1:
+            raise UserError(f"stochastic_depth is {self.stochastic_depth}: choose a rate from 0 to below 1")
+
+        def run(block: nn.Module, x: Float[Array, "B T D"], drop_rate: float | Float[Array, ""] = 0.0) -> tuple[Array, None]:
+            return block(x, memory, train=train, drop_rate=drop_rate, **options), None
+
+        if self.remat:
+            policy = self.remat if callable(self.remat) else None
+            run = nn.remat(run, prevent_cse=not self.scan, policy=policy)
+        drops = train and self.stochastic_depth > 0
+        rates = [np.linspace(0, self.stochastic_depth, self.depth + 1)[1:]] if drops else []
+        return self._last(self._through(run, x, *rates)[0])
+
+    def empty_cache(self, batch: int, slots: int, width: int, dtype: DTypeLike | None = None) -> Cache:
+        """For `decode` of up to `slots` tokens, prompt and padding included, at the model width `width`. Needs no parameters."""
+        layers = [self.block.empty_cache(batch, slots, width, dtype) for _ in range(self.depth)]
+        entries = tuple(layer.entries for layer in layers)
+        return layers[0].replace(entries=jax.tree.map(lambda *each: jnp.stack(each), *entries) if self.scan else entries)
+
+    def remember(self, memory: Float[Array, "B S E"], valid: Bool[Array, "B S"] | None = None) -> Cache:
+        """Keys and values of a memory for `decode`, computed once; `valid` is true for its real tokens."""
+        valid = jnp.ones(memory.shape[:2], bool) if valid is None else valid
+        _, entries = self._through(lambda block, x: (x, block.remember(memory, valid).entries), ())
+        return Cache(entries, valid, jnp.asarray(valid.shape[1], jnp.int32))
+
+    def decode(
+        self,
+        x: Float[Array, "B T D"],
+        cache: Cache,
+        memory: Cache | None = None,
+        *,
+        valid: Bool[Array, "B T"] | None = None,
+        **options: Any,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """The next `T` tokens, be it a prompt or a single one, and the cache with them; `options` and errors are those of `MultiHeadAttention.decode`."""
+        valid = jnp.ones(x.shape[:2], bool) if valid is None else valid
+
+        def run(block: nn.Module, x: Float[Array, "B T D"], entries: PyTree, *memories: PyTree) -> tuple[Array, PyTree]:
+            known = [memory.replace(entries=each) for each in memories]
+            x, grown = block.decode(x, cache.replace(entries=entries), *known, valid=valid, **options)
+            return x, grown.entries
+
+        memories = () if memory is None else (memory.entries,)
+        x, entries = self._through(run, x, cache.entries, *memories)
+        return self._last(x), cache.replace(entries=()).append((), valid).replace(entries=entries)
+
+    def _through(self, run: Callable[..., tuple[PyTree, PyTree]], x: PyTree, *inputs: PyTree) -> tuple[PyTree, PyTree]:
+        """`x, output = run(block, x, *inputs of this block)` from block to block: the last `x` and all outputs."""
+        if self.scan:
+            scan = nn.scan(
+                lambda block, x, inputs: run(block, x, *inputs),
+                variable_axes={True: 0},
+                split_rngs={True: True},
+                length=self.depth,
+            )
+            return scan(self._part("blocks"), x, inputs)
+        outputs = []
+        for layer in range(self.depth):
+            x, output = run(self._part(f"block_{layer}"), x, *(each[layer] for each in inputs))
+            outputs.append(output)
+        return x, tuple(outputs)
+
+    def _last(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self._part("norm")(x) if self.block.norm_first else x
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], *, mask: Bool[Array, "#B #N #T #T"] | None = None, train: bool = False
-    ) -> Float[Array, "B T D"]:
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        for layer in range(self.depth):
-            block = EncoderBlock(
-                self.num_heads, self.hidden, self.attention, self.eps, self.dropout, **types, name=f"block_{layer}"
-            )
-            x = block(x, mask=mask, train=train)
-        return LayerNorm(self.eps, **types, name="norm")(x)
+    def _part(self, name: str) -> nn.Module:
+        if name == "norm":
+            return self.block.norm(dtype=self.block.dtype, param_dtype=self.block.param_dtype, name=name)
+        return self.block.clone(parent=self, name=name)
+
+
+def stack_blocks(params: PyTree) -> PyTree:
+    """The parameters of models whose `Transformer`s have `scan`, from those of models without: `block_0`, `block_1` … of any dictionary within are stacked as `blocks`."""
+    if not isinstance(params, Mapping):
+        return params
+    names = [name for name in (f"block_{layer}" for layer in range(len(params))) if name in params]
+    stacked = {name: stack_blocks(part) for name, part in params.items() if name not in names}
+    if names:
+        stacked["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))
+    return stacked
+
+
+def unstack_blocks(params: PyTree) -> PyTree:
+    """The inverse of `stack_blocks`."""
+    if not isinstance(params, Mapping):
+        return params
+    unstacked = {name: unstack_blocks(part) for name, part in params.items() if name != "blocks"}
+    if "blocks" in params:
+        leaves, structure = jax.tree.flatten(params["blocks"])
+        for layer, each in enumerate(zip(*leaves, strict=True)):
+            unstacked[f"block_{layer}"] = jax.tree.unflatten(structure, each)
+    return unstacked
 
 
 class AttentionPooling(nn.Module):
@@ -134,7 +329,7 @@ class AttentionPooling(nn.Module):
 
     num_heads: int
     hidden: int
-    attention: Attention = jax.nn.dot_product_attention
+    attention: Attention = dot_product_attention
     eps: float = 1e-6
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32

@@ -1,24 +1,17 @@
-"""The building blocks equal torch's, in value and gradient, for any shape."""
+"""Layer normalisation and patches equal torch's, in value and gradient, for any shape."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
 from versus_torch import assert_same, normal, seeds, shapes, small
 
-from jaxdl.nn import (
-    AttentionPooling,
-    EncoderBlock,
-    FeedForward,
-    LayerNorm,
-    MultiHeadAttention,
-    PatchEmbedding,
-    layer_norm,
-)
+from jaxdl.errors import UserError
+from jaxdl.nn import LayerNorm, PatchEmbedding, layer_norm, patchify, unpatchify
 
 F = torch.nn.functional
 
@@ -47,18 +40,6 @@ def test_layer_norm_survives_a_mean_far_above_the_deviation():
 
 
 @shapes
-@given(batch=small, length=small, width=st.integers(1, 16), hidden=st.integers(1, 40), seed=seeds)
-def test_feed_forward(batch, length, width, hidden, seed):
-    arrays = normal(seed, (batch, length, width), (width, hidden), (hidden,), (hidden, width), (width,))
-    assert_same(
-        lambda x, w, b, v, c: FeedForward(hidden).apply({"params": {"expand": linear(w, b), "contract": linear(v, c)}}, x),
-        lambda x, w, b, v, c: F.gelu(x @ w + b, approximate="tanh") @ v + c,
-        *arrays,
-        tolerance=1e-4,
-    )
-
-
-@shapes
 @given(
     batch=small,
     rows=st.integers(1, 3),
@@ -81,92 +62,22 @@ def test_patch_embedding_is_a_strided_convolution(batch, rows, columns, patch, c
     assert_same(embed, convolve, *arrays, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("masking", ["none", "mask", "padding", "causal"])
-@settings(shapes, max_examples=3)
-@given(batch=small, queries=small, keys=small, heads=st.integers(1, 4), head=small, other=st.integers(1, 9), seed=seeds)
-def test_multi_head_attention(masking, batch, queries, keys, heads, head, other, seed):
-    width = heads * head
-    keys = queries if masking == "causal" else keys
-    random = np.random.default_rng(seed)
-    mask = {
-        "none": np.ones((1, 1, queries, keys), bool),
-        "mask": random.random((batch, heads, queries, keys)) < 0.6,
-        "padding": np.arange(keys) < random.integers(1, keys, size=(batch, 1, 1, 1), endpoint=True),
-        "causal": np.tril(np.ones((1, 1, queries, keys), bool)),
-    }[masking]
-    mask[..., 0] = True  # Every query sees something.
-    full = torch.tensor(~np.broadcast_to(mask, (batch, heads, queries, keys))).flatten(0, 1)
-    arrays = normal(seed, (batch, queries, width), (batch, keys, other))
-    arrays += normal(seed + 1, (width, width), (other, width), (other, width), (width, width), *[(width,)] * 4)
-
-    def ours(x, y, q, k, v, o, *biases):
-        names = ("query", "key", "value", "out")
-        params = {name: linear(kernel, bias) for name, kernel, bias in zip(names, (q, k, v, o), biases, strict=True)}
-        how = dict(is_causal=True) if masking == "causal" else dict(mask=None if masking == "none" else jnp.asarray(mask))
-        return MultiHeadAttention(heads).apply({"params": params}, x, y, **how)
-
-    def theirs(x, y, q, k, v, o, *biases):
-        x, y = x.transpose(0, 1), y.transpose(0, 1)
-        packed = dict(use_separate_proj_weight=True, q_proj_weight=q.T, k_proj_weight=k.T, v_proj_weight=v.T, attn_mask=full)
-        options = (width, heads, None, torch.cat(biases[:3]), None, None, False, 0.0, o.T, biases[3])
-        return F.multi_head_attention_forward(x, y, y, *options, **packed)[0].transpose(0, 1)
-
-    assert_same(ours, theirs, *arrays, tolerance=1e-4)
-
-
-def packed(layer) -> dict:
-    """The parameters of a `torch.nn.MultiheadAttention` as ours."""
-    parts = zip(("query", "key", "value"), layer.in_proj_weight.chunk(3), layer.in_proj_bias.chunk(3), strict=True)
-    rows = {name: linear(jnp.asarray(weight.T), jnp.asarray(bias)) for name, weight, bias in parts}
-    return {**rows, "out": of(layer.out_proj)}
-
-
-def of(layer) -> dict:
-    """The parameters of a linear map or a normalisation as ours."""
-    name, weight = ("kernel", layer.weight.T) if isinstance(layer, torch.nn.Linear) else ("scale", layer.weight)
-    return {name: jnp.asarray(weight), "bias": jnp.asarray(layer.bias)}
-
-
-def shaken(layer):
-    """With no parameter left at zero or one."""
-    for parameter in layer.parameters():
-        parameter.requires_grad_(False).add_(0.1 * torch.randn_like(parameter))
-    return layer.eval()
-
-
 @shapes
-@given(batch=small, length=small, heads=st.integers(1, 3), head=st.integers(2, 5), hidden=st.integers(1, 20), seed=seeds)
-def test_encoder_block_is_torchs_pre_norm_layer(batch, length, heads, head, hidden, seed):
-    torch.manual_seed(seed)
-    activation = torch.nn.GELU(approximate="tanh")
-    options = dict(dropout=0.0, activation=activation, layer_norm_eps=1e-6, batch_first=True, norm_first=True)
-    layer = shaken(torch.nn.TransformerEncoderLayer(heads * head, heads, hidden, **options))
-    params = {"attention_norm": of(layer.norm1), "attention": packed(layer.self_attn)}
-    params |= {"feed_forward_norm": of(layer.norm2), "feed_forward": {"expand": of(layer.linear1), "contract": of(layer.linear2)}}
-    (x,) = normal(seed, (batch, length, heads * head))
-    assert_same(lambda x: EncoderBlock(heads, hidden).apply({"params": params}, x), layer, x, tolerance=1e-4)
+@given(batch=small, rows=small, columns=small, patch=st.integers(1, 4), channels=small, seed=seeds)
+def test_unpatchify_is_torchs_fold_and_the_inverse_of_patchify(batch, rows, columns, patch, channels, seed):
+    height, width = rows * patch, columns * patch
+
+    def fold(patches):
+        patches = patches.unflatten(-1, (patch * patch, channels)).mT.flatten(2).mT  # Torch has the channels first.
+        return F.fold(patches, (height, width), patch, stride=patch).movedim(1, -1)
+
+    (patches,) = normal(seed, (batch, rows * columns, patch * patch * channels))
+    assert_same(lambda patches: unpatchify(patches, patch, height, width), fold, patches)
+    images = unpatchify(jnp.asarray(patches), patch, height, width)
+    np.testing.assert_array_equal(patchify(images, patch), patches)
 
 
-@shapes
-@given(batch=small, length=small, heads=st.integers(1, 3), head=st.integers(2, 5), hidden=st.integers(1, 20), seed=seeds)
-def test_attention_pooling_is_torchs_attention_of_a_probe(batch, length, heads, head, hidden, seed):
-    torch.manual_seed(seed)
-    width = heads * head
-    attention = shaken(torch.nn.MultiheadAttention(width, heads, batch_first=True))
-    norm, expand, contract = (
-        shaken(torch.nn.LayerNorm(width, eps=1e-6)),
-        shaken(torch.nn.Linear(width, hidden)),
-        shaken(torch.nn.Linear(hidden, width)),
-    )
-    feed_forward = {"expand": of(expand), "contract": of(contract)}
-    params = {"attention": packed(attention), "norm": of(norm), "feed_forward": feed_forward}
-    x, probe = normal(seed, (batch, length, width), (1, 1, width))
-
-    def theirs(x, probe):
-        y = attention(probe.expand(len(x), 1, width), x, x, need_weights=False)[0][:, 0]
-        return y + contract(F.gelu(expand(norm(y)), approximate="tanh"))
-
-    def ours(x, probe):
-        return AttentionPooling(heads, hidden).apply({"params": {**params, "probe": probe}}, x)
-
-    assert_same(ours, theirs, x, probe, tolerance=1e-4)
+@pytest.mark.parametrize("count, values, height", [(5, 12, 4), (4, 13, 4), (4, 12, 5)])
+def test_patches_that_make_no_image_are_refused(count, values, height):
+    with pytest.raises(UserError, match=f"{count} patches of {values} values do not make images of {height}×4 in patches of 2"):
+        unpatchify(jnp.ones((1, count, values)), 2, height, 4)

@@ -1,0 +1,177 @@
+"""Every block of `jaxdl.nn`, in `flax.linen` and in torch eager: forward, and forward with backward, side by side on this machine's CPU.
+
+    python -m benchmarks.blocks [--only layer_norm lstm ...] [--rounds 15] [--threads 2] [--json FILE]
+
+The arrays and functions are those of `benchmarks.counterparts`. Jax compiles ours and Flax's; torch runs as it is, under `no_grad` where there is no backward pass. Each library has a process of its own, with the same number of threads and with `jaxdl.launch.keep_freed_memory`: that setting belongs to a whole process, and torch profits from it too. The three take turns of some 30 ms, in another order in every round, so that all see the same noise. Each round gives a ratio of times, above 1 where ours is the faster one; the table has their median, range, and after a semicolon the ratio of the least times, which a busy machine disturbs less.
+
+`!` marks rows that want work: ours is slower than Flax by more than 5 %, or slower than torch.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+
+from benchmarks.counterparts import ROWS, Sides, forward_and_back, tensors, torch_cotangent, torch_forward_and_back
+from jaxdl.errors import UserError, unknown
+from jaxdl.launch import keep_freed_memory
+
+LIBRARIES = ("jaxdl", "flax", "torch")
+PASSES = ("forward", "forward and back")
+TURN = 0.03
+"""Seconds that a library computes before it is the next one's turn."""
+SLACK = {"flax": 1.05, "torch": 1.0}
+"""How many times longer than theirs ours may take without a mark."""
+
+
+def timed(library: str, passes: str, sides: Sides) -> Callable[[], None]:
+    """A function that does it once and waits for the result."""
+    if library == "torch":
+        inputs = tensors(sides)
+        theirs = torch_cotangent(sides)
+
+        def forward() -> None:
+            with torch.no_grad():
+                sides.torch(*inputs)
+
+        return forward if passes == "forward" else lambda: torch_forward_and_back(sides.torch, theirs, inputs)
+    function = sides.ours if library == "jaxdl" else sides.flax
+    arrays, cotangent = jax.device_put((sides.arrays, sides.cotangent))
+    if passes == "forward":
+        compiled = jax.jit(function)
+        return lambda: jax.block_until_ready(compiled(*arrays))
+    both = jax.jit(forward_and_back(function))
+    return lambda: jax.block_until_ready(both(cotangent, arrays))
+
+
+def serve(library: str, threads: int, turns: Connection) -> None:
+    """The life of a process: for each row and passes that come, prepares and answers with the seconds of one call; for each number, makes so many calls and answers likewise."""
+    # XLA takes as many threads as it may use cores.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    torch.set_num_threads(threads)
+    jax.config.update("jax_platforms", "cpu")
+    keep_freed_memory()
+    run: Callable[[], None] = lambda: None
+    while task := turns.recv():
+        calls = 1
+        if isinstance(task, int):
+            calls = task
+        else:
+            name, passes = task
+            run = timed(library, passes, ROWS[name].sides())
+            for _ in range(3):
+                run()
+        started = time.perf_counter()
+        for _ in range(calls):
+            run()
+        turns.send((time.perf_counter() - started) / calls)
+
+
+def measure(name: str, passes: str, servers: dict[str, Connection], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a call in each round, for each library that has the row."""
+
+    def ask(library: str, task: tuple[str, str] | int) -> float:
+        servers[library].send(task)
+        return servers[library].recv()
+
+    libraries = [library for library in LIBRARIES if library != "flax" or ROWS[name].sides().flax is not None]
+    calls = {library: max(1, round(TURN / ask(library, (name, passes)))) for library in libraries}
+    times: dict[str, list[float]] = {library: [] for library in libraries}
+    for number in range(rounds):
+        shift = number % len(libraries)
+        for library in libraries[shift:] + libraries[:shift]:
+            times[library].append(ask(library, calls[library]))
+    return times
+
+
+def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Median, least and largest: of each library's milliseconds, and of the ratios theirs / ours; of these also the ratio of the least times."""
+
+    def spread(values: np.ndarray) -> dict[str, float]:
+        low, middle, high = (float(value) for value in np.quantile(values, [0, 0.5, 1]))
+        return dict(median=middle, least=low, largest=high)
+
+    milliseconds = {library: spread(np.asarray(measured) * 1e3) for library, measured in times.items()}
+    ratios = {}
+    for library in [name for name in times if name != "jaxdl"]:
+        best = milliseconds[library]["least"] / milliseconds["jaxdl"]["least"]
+        ratios[f"{library} / jaxdl"] = spread(np.asarray(times[library]) / np.asarray(times["jaxdl"])) | dict(best=best)
+    return milliseconds | ratios
+
+
+def slower(numbers: dict[str, dict[str, float]]) -> list[str]:
+    """The libraries that ours is too slow beside."""
+    ratios = {library: numbers.get(f"{library} / jaxdl", {"median": np.inf})["median"] for library in SLACK}
+    return [library for library, slack in SLACK.items() if ratios[library] * slack < 1]
+
+
+def line(name: str, passes: str, numbers: dict[str, dict[str, float]]) -> str:
+    """A row of the table on stdout."""
+    cells = [f"{name:28}", f"{passes:16}", f"{numbers['jaxdl']['median']:8.2f}"]
+    for library in SLACK:
+        ratio = numbers.get(f"{library} / jaxdl")
+        mark = "!" if library in slower(numbers) else " "
+        cells.append(
+            f"{ratio['median']:5.2f}{mark} ({ratio['least']:.2f} to {ratio['largest']:.2f}; {ratio['best']:.2f})"
+            if ratio
+            else "–"
+        )
+    return f"{cells[0]} {cells[1]} {cells[2]}  {cells[3]:30} {cells[4]}"
+
+
+def parse() -> argparse.Namespace:
+    """The command line. Raises `UserError` for a row that is not in the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help=f"rows to time: {', '.join(ROWS)}")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    options = parser.parse_args()
+    for name in options.only:
+        if name not in ROWS:
+            raise unknown("row of the benchmark", name, ROWS)
+    return options
+
+
+def main() -> None:
+    """Measures and prints."""
+    try:
+        options = parse()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+    context = multiprocessing.get_context("spawn")
+    servers: dict[str, Connection] = {}
+    for library in LIBRARIES:
+        servers[library], theirs = context.Pipe()
+        context.Process(target=serve, args=(library, options.threads, theirs), daemon=True).start()
+        theirs.close()
+
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "torch"))
+    print(f"{versions}; {options.threads} threads of {os.cpu_count()} cores; {options.rounds} rounds", flush=True)
+    print(f"{'':28} {'':16} {'ours, ms':>8}  {'flax / ours':30} torch / ours", flush=True)
+    rows = []
+    for name in options.only or ROWS:
+        if not ROWS[name].sides().given:
+            continue
+        for passes in PASSES:
+            numbers = summary(measure(name, passes, servers, options.rounds))
+            print(line(name, passes, numbers), flush=True)
+            rows.append(dict(row=name, passes=passes, **numbers, slower=slower(numbers)))
+        if options.json:
+            about = dict(versions=versions, threads=options.threads, cores=os.cpu_count(), rounds=options.rounds)
+            options.json.write_text(json.dumps(dict(about=about, rows=rows), indent=1) + "\n", encoding="utf-8")
+    for server in servers.values():
+        server.send(0)
+
+
+if __name__ == "__main__":
+    main()

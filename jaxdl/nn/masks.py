@@ -1,0 +1,68 @@
+"""Who may look at whom: boolean masks, true where a query may look at a key, that broadcast to `B N T S`.
+
+Queries and keys are given by their number, and then stand at 0, 1, 2 …, or by their positions, the same for all examples or not. Masks combine by `&` and `|`: `causal_mask(T) & segment_mask(documents)`. Beware of torch: in `key_padding_mask` and a boolean `attn_mask` of `torch.nn.MultiheadAttention` and `torch.nn.Transformer` true means "ignore", so exchange with `~`; `scaled_dot_product_attention` has true as here.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+def _places(places: int | Int[Array, "T"] | Int[Array, "#B T"]) -> Int[Array, "#B T"]:
+    return jnp.atleast_2d(jnp.arange(places) if isinstance(places, int) else places)
+
+
+def window_mask(
+    queries: int | Int[Array, "T"] | Int[Array, "#B T"],
+    keys: int | Int[Array, "S"] | Int[Array, "#B S"] | None = None,
+    *,
+    left: int | None = None,
+    right: int | None = None,
+) -> Bool[Array, "#B 1 T S"]:
+    """Keys from `left` before the query to `right` after it, both included; without a bound where `None` (Beltagy et al. 2020, section 3.1, has both at w/2).
+
+    `local_window_size=(left, right)` of an attention is the same for whole sequences. Mistral's window of W counts the query itself: `left=W − 1, right=0`.
+    """
+    query = _places(queries)[:, None, :, None]
+    key = _places(queries if keys is None else keys)[:, None, None, :]
+    mask = jnp.ones(jnp.broadcast_shapes(query.shape, key.shape), bool)
+    if left is not None:
+        mask &= key >= query - left
+    if right is not None:
+        mask &= key <= query + right
+    return mask
+
+
+def causal_mask(
+    queries: int | Int[Array, "T"] | Int[Array, "#B T"], keys: int | Int[Array, "S"] | Int[Array, "#B S"] | None = None
+) -> Bool[Array, "#B 1 T S"]:
+    """Keys up to the query itself (Vaswani et al. 2017, section 3.2.3).
+
+    Two lengths are aligned at their starts, as `is_causal` is in torch and `jax.nn`. Queries that come after n cached keys are `causal_mask(n + jnp.arange(T), S)`.
+    """
+    return window_mask(queries, keys, right=0)
+
+
+def padding_mask(valid: Bool[Array, "B S"]) -> Bool[Array, "B 1 1 S"]:
+    """Keys that are real tokens. `valid` is HF's `attention_mask`, and the opposite of torch's `key_padding_mask`."""
+    return valid[:, None, None, :]
+
+
+def length_mask(lengths: Int[Array, "B"], keys: int) -> Bool[Array, "B 1 1 S"]:
+    """The first `lengths` of the keys: padding is at the end."""
+    return padding_mask(jnp.arange(keys) < lengths[:, None])
+
+
+def segment_mask(queries: Int[Array, "B T"], keys: Int[Array, "B S"] | None = None) -> Bool[Array, "B 1 T S"]:
+    """Keys of the query's own document, where several are packed into a row (Krell et al. 2021, section 3.2.2): equal numbers belong together."""
+    keys = queries if keys is None else keys
+    return queries[:, None, :, None] == keys[:, None, None, :]
+
+
+def prefix_mask(lengths: Int[Array, "B"], queries: int, keys: int | None = None) -> Bool[Array, "B 1 T S"]:
+    """A prefix of `lengths` tokens that all may see, and what is causal after it (Raffel et al. 2020, section 3.2.1)."""
+    return causal_mask(queries, keys) | length_mask(lengths, queries if keys is None else keys)
+
+
+def token_positions(valid: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+    """The position of each token among the real ones, wherever the padding is; padding has that of the token before it, −1 at the start."""
+    return jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1

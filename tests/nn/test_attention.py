@@ -1,0 +1,281 @@
+"""Attention against loops in float64 and `jax.nn`, at its limits, and decoded token by token."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxdl.errors import UserError
+from jaxdl.nn import MultiHeadAttention, alibi_slopes, causal_mask, dot_product_attention, padding_mask, rope, token_positions
+
+few = settings(max_examples=8, deadline=None, derandomize=True)
+small = st.integers(1, 5)
+
+
+def normal(seed, *shapes, dtype=jnp.float32):
+    random = np.random.default_rng(seed)
+    return [jnp.asarray(random.standard_normal(shape), dtype) for shape in shapes]
+
+
+def by_loops(query, key, value, bias, mask, scale):
+    """One query of one head after the other, in float64; masks and biases have all axes."""
+    query, key, value = (np.float64(x) for x in (query, key, value))
+    batch, length, heads, _ = query.shape
+    shared = heads // key.shape[2]
+    out = np.zeros((batch, length, heads, value.shape[-1]))
+    for b, t, n in np.ndindex(batch, length, heads):
+        seen = [s for s in range(key.shape[1]) if mask[b, n, t, s]]
+        if seen:
+            logits = np.array([scale * query[b, t, n] @ key[b, s, n // shared] + bias[b, n, t, s] for s in seen])
+            weights = np.exp(logits - logits.max())
+            out[b, t, n] = weights / weights.sum() @ value[b, seen, n // shared]
+    return out
+
+
+@few
+@given(
+    sizes=st.tuples(small, small, small),
+    groups=st.integers(1, 3),
+    shared=st.integers(1, 3),
+    widths=st.tuples(small, small),
+    scale=st.none() | st.floats(0.1, 2.0),
+    per_head=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_attention_is_a_loop_over_heads_and_queries(sizes, groups, shared, widths, scale, per_head, seed):
+    batch, queries, keys = sizes
+    heads, (width, value_width) = groups * shared, widths
+    shape = (batch, heads if per_head else 1, queries, keys)
+    shapes = (batch, queries, heads, width), (batch, keys, groups, width), (batch, keys, groups, value_width), shape
+    query, key, value, bias = normal(seed, *shapes)
+    mask = np.random.default_rng(seed).random(shape) < 0.6  # Some queries see nothing.
+    got = dot_product_attention(query, key, value, bias, jnp.asarray(mask), scale=scale)
+    full = (batch, heads, queries, keys)
+    wide = np.broadcast_to(bias, full), np.broadcast_to(mask, full), scale or width**-0.5
+    np.testing.assert_allclose(got, by_loops(query, key, value, *wide), atol=1e-5)
+
+
+HOW = {
+    "plain": {},
+    "causal": dict(is_causal=True),
+    "window": dict(local_window_size=(2, 1)),
+    "one number for both sides": dict(local_window_size=1, is_causal=True),
+    "lengths": dict(query_seq_lengths=jnp.asarray([5, 2]), key_value_seq_lengths=jnp.asarray([3, 6])),
+    "scale": dict(scale=0.3),
+}
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 2**-6)])
+@pytest.mark.parametrize("how", HOW)
+def test_it_takes_what_jax_nn_takes_and_gives_the_same(how, dtype, tolerance):
+    arrays = normal(0, (2, 5, 6, 4), (2, 6, 2, 4), (2, 6, 2, 4), dtype=dtype)
+    bias, cotangent = normal(1, (1, 6, 5, 6), (2, 5, 6, 4))
+    mask = jnp.asarray(np.random.default_rng(2).random((2, 1, 5, 6)) < 0.7).at[..., 0].set(True).at[..., 1].set(True)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(attention, *arrays):
+        value, pull = jax.vjp(lambda *arrays: attention(*arrays, bias, mask, **HOW[how]), *arrays)
+        seen = jnp.arange(5) < HOW[how].get("query_seq_lengths", jnp.asarray([5, 5]))[:, None]
+        return value, pull(jnp.where(seen[..., None, None], cotangent, 0).astype(value.dtype))
+
+    (ours, our_gradients), (theirs, their_gradients) = (
+        run(dot_product_attention, *arrays),
+        run(jax.nn.dot_product_attention, *arrays),
+    )
+    assert ours.dtype == dtype
+    # Where a window hides all that a mask allows, `jax.nn` has the mean of all values.
+    window = HOW[how].get("local_window_size")
+    rows = slice(None) if window is None else slice(0, 2)
+    np.testing.assert_allclose(np.float32(ours)[:, rows], np.float32(theirs)[:, rows], atol=tolerance, rtol=tolerance)
+    if window is None:
+        for ours, theirs in zip(our_gradients, their_gradients, strict=True):
+            np.testing.assert_allclose(np.float32(ours), np.float32(theirs), atol=4 * tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_query_that_sees_nothing_gets_nothing_and_gives_no_gradient(dtype):
+    query, key, value = normal(0, (2, 3, 4, 5), (2, 6, 2, 5), (2, 6, 2, 5), dtype=dtype)
+    mask = jnp.ones((2, 1, 3, 6), bool).at[0, :, 1].set(False).at[1].set(False)
+    out, pull = jax.vjp(jax.jit(lambda *arrays: dot_product_attention(*arrays, mask=mask)), query, key, value)
+    assert not out[0, 1].any() and not out[1].any() and out[0, 0].all()
+    gradients = pull(jnp.ones_like(out))
+    assert not gradients[0][0, 1].any() and not any(gradient[1].any() for gradient in gradients)
+    # The first example is as if its second query were not there.
+    rest = jax.vjp(dot_product_attention, query[:1, ::2], key[:1], value[:1])[1](jnp.ones((1, 2, 4, 5), dtype))
+    for gradient, want in zip(gradients[1:], rest[1:], strict=True):
+        np.testing.assert_allclose(np.float32(gradient[:1]), np.float32(want), atol=1e-5 if dtype == jnp.float32 else 0.1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_extremes_have_finite_values_and_gradients_under_jit_vmap_and_remat(dtype):
+    module = MultiHeadAttention(4, num_kv_heads=2, rotary=rope, dtype=dtype)
+    (x,) = normal(0, (2, 3, 16))
+    params = module.init(jax.random.key(0), x)
+    # All at once: zeros, ±1e4, and an example in which the first queries see nothing.
+    valid = jnp.asarray([[True] * 3, [False, False, True]])
+    mask = padding_mask(valid) & causal_mask(3)
+
+    @jax.jit
+    @jax.vmap
+    def values_and_gradients(scale):
+        apply = jax.checkpoint(lambda params, x: module.apply(params, x, mask=mask))
+        value, pull = jax.vjp(apply, params, (scale * x).astype(dtype))
+        return value, pull(jnp.ones_like(value))
+
+    for leaf in jax.tree.leaves(values_and_gradients(jnp.asarray([0, 1, 1e4, -1e4]))):
+        assert jnp.isfinite(leaf).all()
+    one = module.apply(params, x[:, :1])
+    assert one.dtype == dtype and jnp.isfinite(one).all()
+
+
+def test_all_heads_that_share_a_key_are_neighbours():
+    # Head 0 and 1 have the first key, 2 and 3 the second: repeated, not tiled.
+    query, key, value = normal(0, (1, 3, 4, 5), (1, 3, 2, 5), (1, 3, 2, 5))
+    repeated = dot_product_attention(query, key.repeat(2, axis=2), value.repeat(2, axis=2))
+    np.testing.assert_allclose(dot_product_attention(query, key, value), repeated, atol=1e-6)
+
+
+KINDS = {
+    "MHA": dict(),
+    "GQA": dict(num_kv_heads=2),
+    "MQA": dict(num_kv_heads=1),
+    "rotary": dict(num_kv_heads=2, rotary=rope, use_bias=False),
+    "window": dict(rotary=rope, local_window_size=(2, 0)),
+    "wide heads": dict(head_width=6, num_kv_heads=2),
+}
+
+
+def alibi(queries, keys):
+    distances = jnp.abs(keys[:, None, None, :] - queries[:, None, :, None])
+    return -alibi_slopes(4)[:, None, None] * distances.astype(jnp.float32)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "ALiBi"])
+@pytest.mark.parametrize("sides", [("left", "right"), ("right", "left")])
+def test_decoding_a_padded_prompt_and_then_token_by_token_is_the_whole_sequence(kind, sides):
+    """Prompts of 4 and 2 tokens in one batch, both padded to 5; then 3 more tokens each."""
+    module, biased = MultiHeadAttention(4, **KINDS.get(kind, {})), kind == "ALiBi"
+    (x,) = normal(0, (2, 7, 16))
+    params = module.init(jax.random.key(0), x)
+    lengths = 4, 2
+    prompt, valid, later = np.full((2, 5, 16), 1e3, np.float32), np.zeros((2, 5), bool), []
+    for example, (length, side) in enumerate(zip(lengths, sides, strict=True)):
+        place = slice(0, length) if side == "right" else slice(5 - length, 5)
+        prompt[example, place], valid[example, place] = x[example, :length], True
+        later.append(x[example, length : length + 3])
+
+    @jax.jit
+    def step(x, cache, valid):
+        seen = cache.replace(entries=()).append((), valid).valid
+        bias = alibi(cache.positions(valid), token_positions(seen)) if biased else None
+        return module.apply(params, x, cache, valid=valid, bias=bias, method="decode")
+
+    cache = module.empty_cache(2, 9, 16)
+    out, cache = step(jnp.asarray(prompt), cache, jnp.asarray(valid))
+    steps = []
+    for token in range(3):
+        y, cache = step(jnp.stack(later)[:, token : token + 1], cache, jnp.ones((2, 1), bool))
+        steps.append(y)
+    for example, length in enumerate(lengths):
+        places = jnp.arange(length + 3)[None]
+        bias = alibi(places, places) if biased else None
+        whole = module.apply(params, x[example : example + 1, : length + 3], is_causal=True, bias=bias)[0]
+        np.testing.assert_allclose(out[example][valid[example]], whole[:length], atol=2e-6)
+        np.testing.assert_allclose(jnp.concatenate(steps, 1)[example], whole[length:], atol=2e-6)
+
+
+def test_positions_may_be_given_and_only_their_differences_matter():
+    module = MultiHeadAttention(2, rotary=rope)
+    (x,) = normal(0, (1, 4, 8))
+    params = module.init(jax.random.key(0), x)
+    far = module.apply(params, x, positions=100 + jnp.arange(4)[None])
+    np.testing.assert_allclose(far, module.apply(params, x), atol=1e-5)
+    stretched = module.apply(params, x, positions=3 * jnp.arange(4)[None])
+    assert not np.allclose(stretched, far, atol=1e-3)
+    again, _ = module.apply(params, x, module.empty_cache(1, 4, 8), positions=3 * jnp.arange(4)[None], method="decode")
+    np.testing.assert_allclose(again[:, -1], stretched[:, -1], atol=1e-6)
+
+
+def test_a_memory_is_projected_once():
+    module = MultiHeadAttention(4, num_kv_heads=2, rotary=rope, local_window_size=(1, 0))  # Both for self-attention alone.
+    x, memory = normal(0, (2, 3, 16), (2, 5, 16))
+    valid = jnp.asarray([[True] * 5, [False, True, True, False, False]])
+    params = module.init(jax.random.key(0), x, memory)
+    cache = module.apply(params, memory, valid, method="remember")
+    expected = module.apply(params, x, memory, mask=padding_mask(valid))
+    for token in range(3):
+        got = module.apply(params, x[:, token : token + 1], cache, method="recall")
+        np.testing.assert_allclose(got, expected[:, token : token + 1], atol=1e-6)
+    short = module.apply(params, x[1:], memory[1:, 1:3])
+    np.testing.assert_allclose(expected[1:], short, atol=1e-6)
+
+
+def test_the_cache_is_smaller_by_the_number_of_heads_that_share_a_key():
+    size = lambda module: sum(leaf.nbytes for leaf in jax.tree.leaves(module.empty_cache(2, 64, 32, jnp.bfloat16).entries))
+    assert size(MultiHeadAttention(8)) == 2 * 2 * 64 * 32 * 2
+    assert (
+        size(MultiHeadAttention(8))
+        == 4 * size(MultiHeadAttention(8, num_kv_heads=2))
+        == 8 * size(MultiHeadAttention(8, num_kv_heads=1))
+    )
+
+
+def test_a_cache_in_half_precision_is_near():
+    module = MultiHeadAttention(4, rotary=rope)
+    (x,) = normal(0, (2, 6, 16))
+    params = module.init(jax.random.key(0), x)
+    out, cache = module.apply(params, x, module.empty_cache(2, 6, 16, jnp.bfloat16), method="decode")
+    assert out.dtype == jnp.float32 and {leaf.dtype for leaf in cache.entries} == {jnp.dtype(jnp.bfloat16)}
+    np.testing.assert_allclose(out, module.apply(params, x, is_causal=True), atol=0.03)
+
+
+def test_a_full_cache_refuses_more_or_says_so_by_nan():
+    module = MultiHeadAttention(2)
+    (x,) = normal(0, (1, 3, 8))
+    params = module.init(jax.random.key(0), x)
+    decode = functools.partial(module.apply, params, method="decode")
+    with pytest.raises(UserError, match="3 tokens after 0 do not fit into a cache of 2 slots"):
+        decode(x, module.empty_cache(1, 2, 8))
+    with pytest.raises(UserError, match="3 tokens do not fit into a cache of 2 slots"):
+        jax.jit(decode)(x, module.empty_cache(1, 2, 8))
+    _, cache = decode(x, module.empty_cache(1, 4, 8))
+    last, full = jax.jit(decode)(x[:, :1], cache)
+    assert jnp.isfinite(last).all()
+    with pytest.raises(UserError, match="1 tokens after 4 do not fit into a cache of 4 slots"):
+        decode(x[:, :1], full)
+    for _ in range(2):
+        over, full = jax.jit(decode)(x[:, :1], full)
+        assert jnp.isnan(over).all()
+
+
+@pytest.mark.parametrize(
+    "use_bias, expected",
+    [(True, {"query", "key", "value", "out"}), (False, set()), (("query", "key", "value"), {"query", "key", "value"})],
+)
+def test_biases_are_where_they_are_wanted(use_bias, expected):
+    params = MultiHeadAttention(2, use_bias=use_bias).init(jax.random.key(0), jnp.ones((1, 3, 8)))["params"]
+    assert {name for name, part in params.items() if "bias" in part} == expected
+    assert set(params) == {"query", "key", "value", "out"}
+
+
+def test_the_projection_back_may_start_otherwise():
+    module = MultiHeadAttention(2, out_init=jax.nn.initializers.zeros)
+    out, params = module.init_with_output(jax.random.key(0), jnp.ones((1, 3, 8)))
+    assert not out.any() and params["params"]["query"]["kernel"].any()
+
+
+def test_what_does_not_fit_is_refused():
+    x = jnp.ones((1, 3, 8))
+    init = lambda module, *arrays, **how: module.init(jax.random.key(0), *arrays, **how)
+    with pytest.raises(UserError, match="a width of 8 cannot be split into 3 heads"):
+        init(MultiHeadAttention(3), x)
+    with pytest.raises(UserError, match="4 query heads cannot share 3 key/value heads"):
+        init(MultiHeadAttention(4, num_kv_heads=3), x)
+    with pytest.raises(UserError, match="no projection 'querry': did you mean 'query'"):
+        init(MultiHeadAttention(4, use_bias=("querry",)), x)
+    with pytest.raises(UserError, match="leave them out of cross-attention"):
+        init(MultiHeadAttention(4), x, x, positions=jnp.arange(3)[None])

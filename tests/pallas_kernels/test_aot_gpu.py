@@ -1,0 +1,136 @@
+"""The Hopper kernels compiled to machine code by ptxas, without a GPU: nothing of theirs may spill, wait or overflow.
+
+It needs jax's CUDA plugin: `pip install --no-deps jax-cuda13-plugin==V jax-cuda13-pjrt==V` with V the version of jax, and nothing else of CUDA.
+"""
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Before the plugin is loaded: the first lets it be without a driver, the second has ptxas tell what it did.
+os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+os.environ.setdefault("MOSAIC_GPU_DUMP_PTXAS", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention.problem import Operands, Spec
+
+pytestmark = [
+    pytest.mark.aot,
+    pytest.mark.skipif(
+        importlib.util.find_spec("jax_cuda13_plugin") is None,
+        reason="jax-cuda13-plugin is not installed: pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt, of jax's version",
+    ),
+]
+
+BATCH, HEADS = 2, 8
+FEATURES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "plain": ({}, ()),
+    "causal": ({"is_causal": True}, ()),
+    "window": ({"window": (1000, 0)}, ()),
+    "two-sided window": ({"window": (1000, 1000)}, ()),
+    "lengths": ({}, ("query_lengths", "key_value_lengths")),
+    "causal with offset and lengths": ({"is_causal": True}, ("q_offset", "query_lengths", "key_value_lengths")),
+    "packed documents": ({"is_causal": True}, ("q_segment_ids", "kv_segment_ids")),
+    "packed documents in a window": ({"window": (1000, 0)}, ("q_segment_ids", "kv_segment_ids")),
+    "sinks": ({"is_causal": True}, ("sinks",)),
+    "soft cap": ({"is_causal": True, "soft_cap": 50.0}, ()),
+    "ALiBi": ({"is_causal": True}, ("alibi_slopes",)),
+    "everything": (
+        {"window": (1000, 1000), "soft_cap": 50.0},
+        ("q_offset", "query_lengths", "key_value_lengths", "q_segment_ids", "kv_segment_ids", "sinks", "alibi_slopes"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    """One H100 that is not there."""
+    description = Path(__file__).with_name("h100.txtpb").read_text()
+    topology = topologies.get_topology_desc(platform="cuda", topology_name="h100", target_config=description, topology="1x1x1")
+    kept = jax.config.jax_enable_compilation_cache
+    # What comes from the cache has not been compiled, and ptxas has said nothing.
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield Mesh(np.array(topology.devices[:1]), ("x",))
+    jax.config.update("jax_enable_compilation_cache", kept)
+
+
+def arguments(mesh: Mesh, width: int, length: int, names: tuple[str, ...], key_heads: int, dtype: Any) -> tuple[Any, ...]:
+    """Operands, and what the backward pass is given beside them."""
+
+    def struct(*shape: int, dtype: Any = dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    sizes = {"q_segment_ids": (BATCH, length), "kv_segment_ids": (BATCH, length), "sinks": (HEADS,), "alibi_slopes": (HEADS,)}
+    extras = {
+        name: struct(*sizes.get(name, (BATCH,)), dtype=jnp.float32 if name in ("sinks", "alibi_slopes") else jnp.int32)
+        for name in names
+    }
+    out, lse = struct(BATCH, length, HEADS, width), struct(BATCH, HEADS, length, dtype=jnp.float32)
+    key = struct(BATCH, length, key_heads, width)
+    return Operands(out, key, key, **extras), out, lse, out, lse
+
+
+def compile_(
+    mesh: Mesh,
+    width: int,
+    names: tuple[str, ...],
+    length: int = 4096,
+    key_heads: int = HEADS,
+    dtype: Any = jnp.bfloat16,
+    **spec: Any,
+) -> list[Any]:
+    """The forward and the backward pass. Mosaic refuses a kernel that needs more than the 227 KiB of shared memory."""
+    spec = Spec(width**-0.5, **spec)
+    operands, *rest = arguments(mesh, width, length, names, key_heads, dtype)
+    with jax.set_mesh(mesh):
+        forward = jax.jit(lambda operands: mosaic_gpu.forward(spec, operands)).lower(operands).compile()
+        backward = jax.jit(lambda *all_: mosaic_gpu.backward(spec, *all_)).lower(operands, *rest).compile()
+    return [forward, backward]
+
+
+def judge(report: str) -> None:
+    """On what ptxas says: nothing spilled, no products one after another. Kernels that a test before this one has compiled are not compiled again."""
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert all(int(number) == 0 for pair in spills for number in pair), report
+    assert "serialized" not in report, report
+
+
+@pytest.mark.parametrize("width", list(mosaic_gpu.TUNING))
+@pytest.mark.parametrize("feature", list(FEATURES))
+def test_keeps_everything_in_registers_and_products_asynchronous(
+    mesh: Mesh, width: int, feature: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec, names = FEATURES[feature]
+    reason = mosaic_gpu.supports(Spec(width**-0.5, **spec), arguments(mesh, width, 4096, names, HEADS, jnp.bfloat16)[0])
+    if reason is not None:
+        pytest.skip(reason)
+    compile_(mesh, width, names, **spec)
+    report = "".join(capfd.readouterr())
+    if feature == "plain":
+        assert len(re.findall("Compiling entry function", report)) == 3
+    judge(report)
+
+
+@pytest.mark.parametrize("width", list(mosaic_gpu.TUNING))
+def test_so_it_is_with_shared_keys_odd_lengths_and_float16(mesh: Mesh, width: int, capfd: pytest.CaptureFixture[str]) -> None:
+    compile_(mesh, width, (), length=4095, key_heads=2, dtype=jnp.float16, is_causal=True)
+    judge("".join(capfd.readouterr()))
+
+
+def test_temporary_memory_is_linear_in_the_length(mesh: Mesh) -> None:
+    """Of the backward pass: the log-sum-exp and delta, padded; of the forward pass: nothing that grows faster."""
+    short, long = (compile_(mesh, 64, (), length=length, is_causal=True) for length in (8192, 32768))
+    for small, large in zip(short, long):
+        small, large = (each.memory_analysis().temp_size_in_bytes for each in (small, large))
+        assert large <= 4 * small + 4096
+        assert large <= 3 * 4 * BATCH * HEADS * 32768 + 4096
