@@ -193,7 +193,12 @@ def test_a_dropped_branch_is_the_identity(scan):
     assert not (stack.apply(params, x) == x).all((1, 2)).any()
 
 
-@pytest.mark.parametrize("scan", [False, True], ids=["loop", "scan"])
+NEW_JAX = pytest.mark.xfail(
+    jax.__version_info__ >= (0, 11), reason="Flax finds a data dependency in this scan without parameters", strict=False
+)
+
+
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=NEW_JAX)], ids=["loop", "scan"])
 def test_dropout_differs_from_part_to_part_and_layer_to_layer(scan):
     seen = []
 
@@ -207,7 +212,7 @@ def test_dropout_differs_from_part_to_part_and_layer_to_layer(scan):
         param_dtype: object = None
 
         def __call__(self, x, **_):
-            jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
+            jax.debug.callback(lambda x: seen.append(np.array(x)), x, ordered=True)
             return jnp.ones_like(x)
 
     plain = dict(attention_layer=Note, feed_forward_layer=Note, norm=Identity)
