@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Lt
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from jaxdl import figures, launch, pretrained
-from jaxdl.data import Cached, Source, eval_batches, open_source, scenes, train_batches
+from jaxdl.data import Cached, Source, open_source, scenes, train_batches
 from jaxdl.data.image import ImageProcessor, random_flip, random_resized_crop
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
@@ -138,7 +138,7 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
             pair, augment=AUGMENTATIONS[config.augment], process=process, tokenize=tokenize, classes=source.classes
         )
         batches = train_batches(Cached(source), transform, batch_size=config.batch_size, seed=config.seed, **run.shard)
-        schedule = optax.warmup_cosine_decay_schedule(0, config.learning_rate, int(config.warmup * config.steps), config.steps)
+        schedule = config.schedule()
         optimizer = optax.chain(
             optax.clip_by_global_norm(config.clip), OPTIMIZERS[config.optimizer](schedule, config.weight_decay)
         )
@@ -248,20 +248,18 @@ def loss(
 
 
 class Embedder:
-    """Embeddings of held-out pictures and texts, in batches of one shape."""
+    """Embeddings of held-out pictures and texts."""
 
-    def __init__(self, module: SigLIP, process: ImageProcessor, tokenize: Tokenize, layout: Layout, batch_size: int = 128):
-        self.process, self.tokenize, self.batch_size = process, tokenize, batch_size
+    def __init__(self, module: SigLIP, process: ImageProcessor, tokenize: Tokenize, layout: Layout):
+        self.process, self.tokenize = process, tokenize
         self._images = layout.inference(functools.partial(module.apply, method="embed_images"))
         self._texts = layout.inference(functools.partial(module.apply, method="embed_texts"))
 
     def images(self, params: PyTree, images: Iterable[UInt8[np.ndarray, "H W C"]]) -> Float[np.ndarray, "I D"]:
-        batches = eval_batches((self.process(image) for image in images), self.batch_size)
-        return np.concatenate([self._images({"params": params}, batch)[:count] for batch, count in batches])
+        return self._images({"params": params}, map(self.process, images))
 
     def texts(self, params: PyTree, texts: Sequence[str]) -> Float[np.ndarray, "J D"]:
-        batches = eval_batches(self.tokenize(texts), self.batch_size)
-        return np.concatenate([self._texts({"params": params}, batch)[:count] for batch, count in batches])
+        return self._texts({"params": params}, self.tokenize(texts))
 
 
 @dataclasses.dataclass(frozen=True)

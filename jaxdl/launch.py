@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 
 import docstring_parser
 import jax
+import optax
 import tyro
 from annotated_types import Ge, Gt, Lt
 
@@ -78,6 +79,10 @@ class Training:
             raise UserError(
                 f"a batch of {self.batch_size} cannot be cut into {self.accumulate} equal parts: choose --accumulate so that it divides --batch-size"
             )
+
+    def schedule(self) -> optax.Schedule:
+        """The learning rate of each step."""
+        return optax.warmup_cosine_decay_schedule(0, self.learning_rate, int(self.warmup * self.steps), self.steps)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ The result does not depend on the layout, up to rounding. Communication is XLA's
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
+from jaxdl.data import eval_batches
 from jaxdl.errors import UserError
 from jaxdl.training.processes import whole
 from jaxdl.training.state import TrainState
@@ -124,15 +125,29 @@ class Layout:
 
         return mapped
 
-    def inference(self, fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
-        """`fn(variables, batch)`, whose results have a row for each of the batch, compiled: numpy in (the same in every process), numpy out, the rows spread over the devices where they divide them."""
+    def inference(
+        self, fn: Callable[[PyTree, Array], PyTree], batch_size: int = 128
+    ) -> Callable[[PyTree, Iterable[np.ndarray]], PyTree]:
+        """`fn(variables, batch)`, whose results have a row for each of the batch, as a function of any number of rows: compiled once, for batches of one size that are spread over the devices where they divide it.
+
+        Numpy in (the same in every process), numpy out. Raises `UserError` if there are no rows.
+        """
         compiled = jax.jit(fn, out_shardings=self.replicated)
 
         def place(values: np.ndarray) -> Array:
             sharding = self.replicated if len(values) % self.mesh.size else self.by_rows
             return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
-        return lambda variables, batch: jax.tree.map(whole, compiled(variables, jax.tree.map(place, batch)))
+        def over_rows(variables: PyTree, rows: Iterable[np.ndarray]) -> PyTree:
+            parts = [
+                jax.tree.map(lambda result: whole(result)[:count], compiled(variables, place(batch)))
+                for batch, count in eval_batches(rows, batch_size)
+            ]
+            if not parts:
+                raise UserError("there is nothing to compute on: the data set is empty")
+            return jax.tree.map(lambda *results: np.concatenate(results), *parts)
+
+        return over_rows
 
 
 def distribute(step: Step, state: TrainState, layout: Layout) -> Step:

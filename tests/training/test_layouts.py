@@ -298,8 +298,9 @@ def test_operations_are_counted_for_all_devices(strategy):
 
 @eight_devices
 def test_inference_gives_every_row_once_whether_or_not_the_devices_divide_them():
-    layout = Layout("fsdp")
-    apply = layout.inference(lambda variables, x: x * variables["scale"])
-    for rows in (16, 5):
+    for rows, batch_size in ((24, 16), (5, 5), (7, 3)):
+        apply = Layout("fsdp").inference(lambda variables, x: x * variables["scale"], batch_size)
         x = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
-        np.testing.assert_array_equal(apply({"scale": jnp.float32(2)}, x), 2 * x)
+        np.testing.assert_array_equal(apply({"scale": jnp.float32(2)}, iter(x)), 2 * x)
+    with pytest.raises(UserError, match="empty"):
+        apply({"scale": jnp.float32(2)}, [])
