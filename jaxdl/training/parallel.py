@@ -138,11 +138,11 @@ class Layout:
             sharding = self.replicated if len(values) % self.mesh.size else self.by_rows
             return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
+        def one(variables: PyTree, batch: np.ndarray, count: int) -> PyTree:
+            return jax.tree.map(lambda result: whole(result)[:count], compiled(variables, place(batch)))
+
         def over_rows(variables: PyTree, rows: Iterable[np.ndarray]) -> PyTree:
-            parts = [
-                jax.tree.map(lambda result: whole(result)[:count], compiled(variables, place(batch)))
-                for batch, count in eval_batches(rows, batch_size)
-            ]
+            parts = [one(variables, *part) for part in eval_batches(rows, batch_size)]
             if not parts:
                 raise UserError("there is nothing to compute on: the data set is empty")
             return jax.tree.map(lambda *results: np.concatenate(results), *parts)
