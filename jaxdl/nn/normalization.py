@@ -1,6 +1,6 @@
 """Normalisation of activations (batch, layer, instance, group, RMS) and of kernels (weight, spectral).
 
-Features are the last axis. Statistics are in float32 (or wider) and the biased variance is taken from centred values: `E[x²] − E[x]²` would cancel where `|mean| ≫ deviation`. The result has the dtype of the input.
+Features are the last axis. Statistics are in float32 (or wider). The biased variance is never left to cancellation: `E[x²] − E[x]²` is taken only where `|mean|` is at most a few deviations, and centred values elsewhere. The result has the dtype of the input.
 
 | | `eps` here | torch | Flax |
 |---|---|---|---|
@@ -11,6 +11,8 @@ Features are the last axis. Statistics are in float32 (or wider) and the biased 
 | spectral | 1e-12 | 1e-12 | 1e-12 |
 """
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -28,18 +30,53 @@ def _wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _standardize(x: Array, axes: int | Sequence[int], eps: float) -> Array:
-    """`(x − mean) / √(variance + eps)` over the axes, in float32 or wider."""
-    wide = _wide(x)
-    centred = wide - wide.mean(axes, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + eps)
+_CANCELS_FROM = 16
+"""How many times the variance the squared mean may be, in `E[x²] − E[x]²`: of float32's 24 bits the difference then keeps 20."""
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _moments(x: Array, mask: Array | None, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """Mean and biased variance over the axes, which stay with length 1, and how many values they are of.
+
+    Sum and sum of squares need one pass over the array. A second one, over centred values, is made only where the difference would cancel.
+    """
+    seen = x if mask is None else jnp.where(mask, x, 0)
+    if mask is None:
+        count = jnp.asarray(math.prod(x.shape[axis] for axis in axes), x.dtype)
+    else:
+        count = mask.sum(axes, keepdims=True, dtype=x.dtype)
+    least = jnp.maximum(count, 1)
+    mean = seen.sum(axes, keepdims=True) / least
+    variance = jnp.square(seen).sum(axes, keepdims=True) / least - jnp.square(mean)
+
+    def of_centred(seen: Array, mean: Array, variance: Array) -> Array:
+        centred = seen - mean if mask is None else jnp.where(mask, seen - mean, 0)
+        return jnp.square(centred).sum(axes, keepdims=True) / least
+
+    cancels = (jnp.square(mean) > _CANCELS_FROM * variance).any()
+    return mean, jax.lax.cond(cancels, of_centred, lambda seen, mean, variance: variance, seen, mean, variance), count
+
+
+@_moments.defjvp
+def _moments_derivative(axes: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple:
+    """`∂mean = E[∂x]`, `∂variance = 2 E[(x − mean) ∂x]`, whichever way the variance was found."""
+    x, mask = primals
+    mean, variance, count = _moments(x, mask, axes)
+    change = tangents[0] / jnp.maximum(count, 1)
+    change = change if mask is None else jnp.where(mask, change, 0)
+    centred = x - mean if mask is None else jnp.where(mask, x - mean, 0)
+    changes = change.sum(axes, keepdims=True), 2 * (centred * change).sum(axes, keepdims=True), jnp.zeros_like(count)
+    return (mean, variance, count), changes
 
 
 def layer_norm(
     x: Float[Array, "*batch D"], scale: Float[Array, "D"], bias: Float[Array, "D"], eps: float = 1e-6
 ) -> Float[Array, "*batch D"]:
     """`(x − mean) / √(variance + eps) · scale + bias` over the last axis (Ba et al. 2016, eq. 4). Torch's default `eps` is 1e-5."""
-    return (_standardize(x, -1, eps) * scale + bias).astype(x.dtype)
+    wide = _wide(x)
+    centred = wide - wide.mean(-1, keepdims=True)
+    normalized = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+    return (normalized * scale + bias).astype(x.dtype)
 
 
 def rms_norm(
@@ -90,7 +127,9 @@ def instance_norm(
 
     A single place has no deviation and becomes `bias`; torch refuses it.
     """
-    return (_standardize(x, tuple(range(1, x.ndim - 1)), eps) * scale + bias).astype(x.dtype)
+    wide = _wide(x)
+    mean, variance, _ = _moments(wide, None, tuple(range(1, x.ndim - 1)))
+    return ((wide - mean) * (jax.lax.rsqrt(variance + eps) * scale) + bias).astype(x.dtype)
 
 
 def batch_statistics(
@@ -101,16 +140,15 @@ def batch_statistics(
     Where the mask is false nothing is seen, not even NaN; with nothing left to see, both are 0. `axis_name` sums over a mapped axis (`pmap`, `shard_map`, `vmap`), weighted by each device's count. A `jit` over sharded arrays needs none: its mean is over the whole batch already.
     """
     axes = tuple(range(x.ndim - 1))
-    seen = jnp.ones(x.shape[:-1], bool) if mask is None else mask
-
-    def total(values: Array) -> Array:
-        return values if axis_name is None else jax.lax.psum(values, axis_name)
-
-    wide = _wide(x) if mask is None else jnp.where(mask[..., None], _wide(x), 0)
-    count = total(jnp.asarray(seen.size, wide.dtype) if mask is None else seen.sum(dtype=wide.dtype))
-    mean = total(wide.sum(axes)) / jnp.maximum(count, 1)
-    centred = wide - mean if mask is None else jnp.where(mask[..., None], wide - mean, 0)
-    return mean, total(jnp.square(centred).sum(axes)) / jnp.maximum(count, 1), count
+    mean, variance, count = _moments(_wide(x), None if mask is None else mask[..., None], axes)
+    mean, variance, count = mean.reshape(-1), variance.reshape(-1), count.reshape(())
+    if axis_name is None:
+        return mean, variance, count
+    # The variance of a whole is the mean of its parts' variances, and the variance of their means (Chan et al. 1983, eq. 2.1).
+    total = jax.lax.psum(count, axis_name)
+    share = count / jnp.maximum(total, 1)
+    shared = jax.lax.psum(share * mean, axis_name)
+    return shared, jax.lax.psum(share * (variance + jnp.square(mean - shared)), axis_name), total
 
 
 def batch_norm(

@@ -7,9 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from jaxdl.errors import UserError
-from jaxdl.nn import BatchNorm, SpectralNorm, group_norm, instance_norm, layer_norm, rms_norm, spectral_norm, weight_norm
+from jaxdl.nn import (
+    BatchNorm,
+    SpectralNorm,
+    batch_norm,
+    batch_statistics,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+    spectral_norm,
+    weight_norm,
+)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -121,6 +133,24 @@ def test_a_mean_far_above_the_deviation_survives():
     y, _ = train(BatchNorm(eps=0.0), BatchNorm().init(jax.random.key(0), x), x)
     np.testing.assert_allclose(y, exact, atol=1e-4)
     np.testing.assert_allclose(instance_norm(x, eps=0.0), exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("offset", [0, 3, 100])
+def test_the_gradient_is_the_papers_wherever_the_mean_lies(offset):
+    """One pass or two over the values, the gradient is `(g − E[g] − y E[g y]) / deviation`."""
+    random = np.random.default_rng(0)
+    x, g = (offset + random.standard_normal((1, 8, 8, 1))).astype(np.float32), random.standard_normal((1, 8, 8, 1), np.float32)
+    wide = np.float64(x)
+    y = (wide - wide.mean()) / wide.std()
+    exact = (g - g.mean() - y * (g * y).mean()) / wide.std()
+    for norm in (
+        lambda x: instance_norm(x, eps=0.0),
+        lambda x: batch_norm(x, *batch_statistics(x)[:2], jnp.ones(1), jnp.zeros(1), 0.0),
+    ):
+        value, pull = jax.vjp(jax.jit(norm), jnp.asarray(x))
+        np.testing.assert_allclose(value, y, atol=3e-7 * max(offset, 10))
+        np.testing.assert_allclose(pull(jnp.asarray(g))[0], exact, atol=3e-7 * max(offset, 10))
+        check_grads(jax.jit(norm), (jnp.asarray(x - offset),), 2, atol=0.05, rtol=0.05, eps=1e-2)
 
 
 def test_groups_must_divide_the_channels():
