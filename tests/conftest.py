@@ -6,6 +6,8 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# XLA's threads. Each warpgroup of an interpreted kernel keeps one waiting: with a thread for each of two cores all would wait for each other.
+os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "jaxdl-tests-xla"))
 
 from jaxtyping import install_import_hook

@@ -128,8 +128,8 @@ def backward(
 ) -> Gradients:
     """See `problem`."""
     tuning, dialect = _tuning(spec, operands), Dialect(interpret)
-    delta = jnp.einsum("btnh,btnh->bnt", out, d_out, preferred_element_type=jnp.float32)
-    delta = delta if d_lse is None else delta - d_lse
+    out_product = jnp.einsum("btnh,btnh->bnt", out, d_out, preferred_element_type=jnp.float32)
+    delta = out_product if d_lse is None else out_product - d_lse
     live = lse > -jnp.inf
     if operands.query_lengths is not None:
         live &= _live(operands)[:, None]
@@ -145,14 +145,17 @@ def backward(
     tiles = tuning.key_value_gradient
     scores = _scores(spec, operands, tiles.rows, rows_of_keys(_width(operands.key.shape[-1]), scores.plain), keys_first=True)
     d_key, d_value = key_value_gradient_kernel(dialect, scores, *tiles, *arrays)
-    d_sinks = None
+    d_slopes = d_sinks = None
+    if slopes:
+        first, second = (x[..., : lse.shape[-1]] for x in slopes)
+        d_slopes = -(first + out_product * second).sum((0, 2))
     if operands.sinks is not None:
         d_sinks = -jnp.where(live, jnp.exp(operands.sinks[:, None] - lse) * delta, 0).sum((0, 2))
     return Gradients(
         _cut(d_query, operands.query),
         _cut(d_key, operands.key),
         _cut(d_value, operands.value),
-        alibi_slopes=-slopes[0].sum((0, 2)) if slopes else None,
+        alibi_slopes=d_slopes,
         sinks=d_sinks,
     )
 

@@ -27,7 +27,10 @@ def query_gradient_kernel(
     lse: jax.Array,
     delta: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    """The gradient of the queries; with ALiBi also Σ_j d_logit · |distance|, `B N T'`. `lse` and `delta` are `B N T'`, with T' a multiple of 128."""
+    """The gradient of the queries. `lse` and `delta` are `B N T'`, with T' a multiple of 128.
+
+    With ALiBi also two `B N T'`, of which `first + ⟨out, d_out⟩ · second` is Σ_j d_logit · |distance|. As it stands, that sum would take the rounding of `out`, which is in `delta`, times the distance; the first of the two has Σ_j weight · d_weight in the place of ⟨out, d_out⟩, which is the same without rounding.
+    """
     batches, queries, heads, width = query.shape
     group, dtype = heads // key.shape[2], query.dtype
     segments, slanted = scores.extras.q_ids is not None, scores.extras.slopes is not None
@@ -96,29 +99,34 @@ def query_gradient_kernel(
                     if here.hides_keys(block):
                         logits = lax.cond(plan.masked(index), mask, lambda logits: logits, logits)
                     weights = jnp.exp2(logits * here.factor - rows_of(lse, shape))
-                    d_logits = weights * (dialect.result(d_weights, later=0) - rows_of(delta, shape))
-                    return d_logits, d_logits if derivative is None else d_logits * derivative
+                    d_weights = dialect.result(d_weights, later=0)
+                    d_logits = weights * (d_weights - rows_of(delta, shape))
+                    pairs = [(d_logits, distance()), (weights, distance()), (weights, d_weights)] if slanted else []
+                    sums = [(one * other).sum(axis=1) for one, other in pairs]
+                    return d_logits if derivative is None else d_logits * derivative, *sums
 
-                d_logits, d_product = dialect.zeros(recompute, shape, shape)
+                d_product, *sums = dialect.zeros(recompute, shape, shape)
                 values.free(index)
 
                 def accumulate(d_query: Ref) -> None:
                     dialect.multiply(d_query, d_product.astype(dtype), key_tile)
 
-                d_query, *slopes = carry
+                d_query, *totals = carry
                 (d_query,) = dialect.products(accumulate, (d_query,))
                 keys.free(index)
-                return d_query, *(each + (d_logits * distance()).sum(axis=1) for each in slopes)
+                return d_query, *(total + each for total, each in zip(totals, sums))
 
-            zeros = jnp.zeros((ROWS, width), jnp.float32), *([jnp.zeros((ROWS,), jnp.float32)] if slanted else [])
-            d_query, *slopes = lax.fori_loop(0, plan.count, step, zeros)
+            zeros = jnp.zeros((ROWS, width), jnp.float32), *[jnp.zeros((ROWS,), jnp.float32)] * (3 * slanted)
+            d_query, *totals = lax.fori_loop(0, plan.count, step, zeros)
             query[...] = (d_query * here.scale).astype(dtype)
-            for each in slopes:
-                rows_at.at[0, consumer][...] = each
+            if slanted:
+                change, mean_distance, out_product = totals
+                rows_at.at[0, consumer][...] = change - out_product * mean_distance
+                rows_at.at[1, consumer][...] = mean_distance
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(query, dq_hbm.at[batch, pl.ds(top, ROWS), head])
-            for each in slope_hbm:
-                plgpu.copy_smem_to_gmem(rows_at.at[0, consumer], each.at[batch, head, pl.ds(top, ROWS)])
+            for which, each in enumerate(slope_hbm):
+                plgpu.copy_smem_to_gmem(rows_at.at[which, consumer], each.at[batch, head, pl.ds(top, ROWS)])
             plgpu.wait_smem_to_gmem(0)
 
         dialect.specialise(produce, consume)
@@ -134,7 +142,7 @@ def query_gradient_kernel(
     }
     grid = {"batch": batches, "head": heads, "line": pl.cdiv(queries, CONSUMERS * ROWS)}
     arrays = query, key, value, d_out, lse, delta, *(array for array in scores.extras if array is not None)
-    return dialect.launch(attention_query_gradient, (query, lse) if slanted else (query,), scratch, grid)(*arrays)
+    return dialect.launch(attention_query_gradient, (query, lse, lse) if slanted else (query,), scratch, grid)(*arrays)
 
 
 def rows_of_keys(width: int, plain: bool) -> int:

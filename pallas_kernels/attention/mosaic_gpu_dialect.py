@@ -173,7 +173,10 @@ class Dialect:
 
 
 def interpreter() -> Any:
-    """Parameters of the interpreter, which looks for races and fills memory with NaN before it is written."""
+    """Parameters of the interpreter, which looks for races and fills memory with NaN before it is written.
+
+    Each of its warpgroups keeps a thread of XLA's waiting. On a machine of few cores they may wait for ever, unless the environment variable NPROC asks XLA for more threads (16 will do) before jax starts.
+    """
     try:
         params = plgpu.InterpretGPUParams
     except AttributeError:  # Before jax 0.11 it is private.
