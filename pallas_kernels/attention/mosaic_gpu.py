@@ -46,6 +46,8 @@ CROWDED = {
     64: Tuning(Tiles(64, 6), Tiles(64, 4), Tiles(64, 4)),
     128: Tuning(Tiles(64, 3), Tiles(64, 3), Tiles(64, 2)),
 }
+# With segments, a tile's ids are beside its logits in the forward pass: 32 registers for 128 keys, of which there are two too few.
+PACKED = TUNING | {128: TUNING[128]._replace(forward=Tiles(64, 4))}
 
 
 def _width(width: int) -> int:
@@ -55,7 +57,8 @@ def _width(width: int) -> int:
 
 def _tuning(spec: Spec, operands: Operands) -> Tuning:
     crowded = spec.soft_cap is not None or operands.alibi_slopes is not None
-    return (CROWDED if crowded else TUNING)[_width(operands.query.shape[-1])]
+    packed = operands.q_segment_ids is not None
+    return (CROWDED if crowded else PACKED if packed else TUNING)[_width(operands.query.shape[-1])]
 
 
 def _sides(mask: Mask | None) -> tuple[int | None, int | None] | None:

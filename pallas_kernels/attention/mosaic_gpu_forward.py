@@ -78,10 +78,12 @@ def forward_kernel(
 
             def finish_logits(product: jax.Array, index: Index, ids: tuple[Ref, ...]) -> jax.Array:
                 """The index-th tile's, and the end of the use of its keys."""
-                start = plan.tile(index) * block
+
+                def start() -> Index:
+                    return plan.tile(index) * block
 
                 def mask(logits: jax.Array) -> jax.Array:
-                    logits = band(logits, *here.keys_of(here.indices(top, here.banded)), start)
+                    logits = band(logits, *here.keys_of(here.indices(top, here.banded)), start())
                     for theirs in ids:
                         same = rows_of(q_ids_at.at[consumer][...], logits.shape) == columns_of(theirs[...], logits.shape)
                         logits = jnp.where(same, logits, -jnp.inf)
@@ -89,7 +91,7 @@ def forward_kernel(
                         plgpu.commit_smem()
                     return logits
 
-                logits, _ = here.logits(product, head, lambda: distances(top + here.offset, start, product.shape))
+                logits, _ = here.logits(product, head, lambda: distances(top + here.offset, start(), product.shape))
                 if here.hides_keys(block):
                     logits = lax.cond(plan.masked(index), mask, lambda logits: logits, logits)
                 keys.free(index)
