@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxdl.errors import UserError
+from jaxdl.errors import UserError, unknown
 from jaxdl.nn import (
     Attention,
     AttentionPooling,
