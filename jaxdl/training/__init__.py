@@ -1,15 +1,18 @@
 """State, step, loop, checkpoints, logs: training that knows no model."""
 
+from jaxdl.training.inside import Inside, look
 from jaxdl.training.loop import Interrupted, fit
 from jaxdl.training.parallel import Layout, data_mesh, distribute
-from jaxdl.training.run import Execution, Run
+from jaxdl.training.run import ASIDE, Execution, Run
 from jaxdl.training.state import TrainState, init_state, parameters_sha256
 from jaxdl.training.step import Aux, Batch, make_step
 
 __all__ = [
+    "ASIDE",
     "Aux",
     "Batch",
     "Execution",
+    "Inside",
     "Interrupted",
     "Layout",
     "Run",
@@ -18,6 +21,7 @@ __all__ = [
     "distribute",
     "fit",
     "init_state",
+    "look",
     "make_step",
     "parameters_sha256",
 ]

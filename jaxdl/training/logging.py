@@ -28,7 +28,7 @@ class JsonLines:
         replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
 
@@ -80,8 +80,8 @@ class WandB:
         self._run.finish()
 
 
-def read_metrics(path: Path) -> list[dict[str, float | int]]:
-    """The rows of a `metrics.jsonl`; a last line that was cut short is left out."""
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl` or an `inside.jsonl`; a last line that was cut short is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:

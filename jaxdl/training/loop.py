@@ -14,13 +14,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxdl.errors import RunError
+from jaxdl.errors import RunError, UserError
 from jaxdl.training.cost import Cost, compile_step
+from jaxdl.training.inside import Look, distribute_look
+from jaxdl.training.inside import look as look_into
 from jaxdl.training.parallel import distribute
 from jaxdl.training.processes import agree, is_first
 from jaxdl.training.run import Run
 from jaxdl.training.state import TrainState, parameter_paths, parameter_table
-from jaxdl.training.step import GRADIENT_NORMS, Metrics, Step
+from jaxdl.training.step import GRADIENT_NORMS, GradientStep, Metrics, Step
 
 Evaluate = Callable[[TrainState], dict[str, float]]
 
@@ -56,12 +58,19 @@ def fit(
     steps: int,
     evaluate: Evaluate | None = None,
     evaluate_every: int | None = None,
+    look: Look | None = None,
 ) -> TrainState:
     """Trains from where the run stopped, or from `state`, to `steps` steps, and leaves a checkpoint there.
 
-    State and batches lie as the run's layout says; each process is given its own rows of every batch. `evaluate` is called every `evaluate_every` steps before the last one; its metrics are logged under `eval/`. A signal to stop (Ctrl-C, SIGTERM) is answered after the step at hand, or, where there are several processes, at the next row of the log, when they agree on it: everything is saved and `Interrupted` raised. Raises `RunError` at a loss or gradient that is not finite; no checkpoint is written after one.
+    State and batches lie as the run's layout says; each process is given its own rows of every batch. `evaluate` is called every `evaluate_every` steps before the last one; its metrics are logged under `eval/`. `look` sees, if the run asks for it, the first step and every `inspect_every`-th before it is made; the training's bits are the same without. It has to be given for steps that `make_step` has not made. A signal to stop (Ctrl-C, SIGTERM) is answered after the step at hand, or, where there are several processes, at the next row of the log, when they agree on it: everything is saved and `Interrupted` raised. Raises `RunError` at a loss or gradient that is not finite; no checkpoint is written after one, and `UserError` if the run asks for looks and there is no `look`.
     """
-    layout = run.layout
+    layout, every = run.layout, run.execution.inspect_every
+    if look is None and isinstance(step, GradientStep):
+        look = look_into(step)
+    if every and look is None:
+        raise UserError(
+            f"--inspect-every {every}: {run.experiment} does not say how to look inside of its steps; leave the flag out"
+        )
     state = layout.place_state(state)
     restored = run.checkpoints.restore(state, run.say)
     if restored is not None:
@@ -84,6 +93,9 @@ def fit(
                 compiled, cost = compile_step(distribute(step, state, layout), state, batch)
                 run.say(str(cost))
                 pending = _Pending(run, state, layout.rows(batch), cost)
+                look_inside = distribute_look(look, state, layout) if every else None
+            if look_inside and (number == 1 or number % every == 0):
+                run.log_inside(number, look_inside(state, batch).row())
             state, metrics = compiled(state, batch)
             pending.add(number, metrics, bar)
             if number == first + 1:

@@ -26,6 +26,9 @@ from jaxdl.training.parallel import Layout
 from jaxdl.training.processes import agree, first_process_first, is_first
 from jaxdl.training.state import TrainState, parameters_sha256
 
+ASIDE = {"aside": True}
+"""Metadata of a config's field that the result does not depend on, such as a question to the finished model: `config.json` is without it, and a resumed run may change it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
@@ -43,6 +46,8 @@ class Execution:
     """How many of the newest checkpoints are kept."""
     profile: bool = False
     """Record a trace of a few steps in DIR/profile, to be opened with XProf or Perfetto."""
+    inspect_every: Annotated[int, Ge(0)] = 0
+    """Steps between two looks inside: activations, gradients and updates of every layer, in DIR/inside.jsonl and as pictures. 0: none. Each costs as much as two steps or three."""
     wandb: bool = False
     """Also log to Weights & Biases (pip install 'jaxdl[wandb]')."""
     parallel: Literal["jit", "fsdp", "pmap"] = "jit"
@@ -52,7 +57,7 @@ class Execution:
 class Run:
     """An open working directory, and the layout of what is computed in it. Use `Run.open`; closing waits for what is still being written.
 
-    `config.json`, `metrics.jsonl`, `result.json`, `checkpoints/`, `figures/`, `tensorboard/` are what it leaves; an experiment may keep more beside them (a tokenizer, say) in a block of `first_process_first`. Several processes of one run share the directory: the first one claims it, logs and talks; pictures that the others draw go to `figures` of their own, which do not last.
+    `config.json`, `metrics.jsonl`, `result.json`, `checkpoints/`, `figures/`, `tensorboard/` are what it leaves, and `inside.jsonl` if it is asked to look inside; an experiment may keep more beside them (a tokenizer, say) in a block of `first_process_first`. Several processes of one run share the directory: the first one claims it, logs and talks; pictures that the others draw go to `figures` of their own, which do not last.
     """
 
     def __init__(self, directory: Path, experiment: str, config: Any, execution: Execution, figures: Path):
@@ -63,6 +68,7 @@ class Run:
         self.started = time.perf_counter()
         self.seconds_before = 0.0
         self._writers: list[Writer] = []
+        self._inside: JsonLines | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -90,7 +96,7 @@ class Run:
             try:
                 yield run
             finally:
-                for writer in run._writers:
+                for writer in [*run._writers, *filter(None, [run._inside])]:
                     writer.close()
                 run.checkpoints.close()
 
@@ -114,9 +120,12 @@ class Run:
             tqdm.write(text)
 
     def start_logging(self, step: int) -> None:
-        """Opens the log of a run that begins at `step`."""
+        """Opens the log of a run that begins at `step`, and that of what is inside where there is one or will be."""
         if not is_first():
             return
+        inside = self.directory / "inside.jsonl"
+        if self.execution.inspect_every or inside.exists():
+            self._inside = JsonLines(inside, step)
         self._writers = [JsonLines(self.directory / "metrics.jsonl", step), TensorBoard(self.directory / "tensorboard", step)]
         if self.execution.wandb:
             name = f"{self.experiment}-{self.directory.name}"
@@ -126,8 +135,13 @@ class Run:
         for writer in self._writers:
             writer.write(step, metrics)
 
+    def log_inside(self, step: int, row: dict[str, Any]) -> None:
+        """A row of `inside.jsonl`."""
+        if self._inside is not None:
+            self._inside.write(step, row)
+
     def finish(self, state: TrainState, metrics: dict[str, float]) -> dict[str, Any]:
-        """Logs the final metrics, draws the learning curves, writes `result.json`, and says where things are."""
+        """Logs the final metrics, draws the learning curves and what was seen inside, writes `result.json`, and says where things are."""
         step = int(state.step)
         self.log(step, {f"eval/{name}": value for name, value in metrics.items()})
         result = {
@@ -143,6 +157,8 @@ class Run:
         if is_first():
             rows = read_metrics(self.directory / "metrics.jsonl")
             figures.learning_curves(rows, self.figures / "learning_curves.png")
+            if self._inside is not None:
+                figures.inside(read_metrics(self.directory / "inside.jsonl"), self.figures)
             replace_text(self.directory / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
             self.report(result)
         return result
@@ -198,8 +214,9 @@ def _write_config(directory: Path, experiment: str, config: Any, overwrite: bool
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """A config as JSON reads it back: tuples become lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """A config as JSON reads it back, tuples as lists, without the fields that are `ASIDE`."""
+    aside = {field.name for field in dataclasses.fields(config) if field.metadata.get("aside")}
+    return json.loads(json.dumps({name: value for name, value in dataclasses.asdict(config).items() if name not in aside}))
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

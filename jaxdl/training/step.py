@@ -1,5 +1,6 @@
 """From an objective and an optimizer to a step: `(state, batch) -> (state, metrics)`."""
 
+import dataclasses
 from collections.abc import Callable
 
 import flax.struct
@@ -32,6 +33,19 @@ LossFn = Callable[[PyTree, dict[str, PyTree], Batch, Key[Array, ""]], tuple[Floa
 """`(params, variables, batch, key) -> (loss, Aux)`, a mean over the batch's examples."""
 
 
+@dataclasses.dataclass(frozen=True)
+class GradientStep:
+    """The step that `make_step` makes, with what one has to know to look inside of it."""
+
+    update: Step
+    loss_fn: LossFn
+    accumulate: int
+    axis_name: str | None
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return self.update(state, batch)
+
+
 def make_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
@@ -40,7 +54,7 @@ def make_step(
     accumulate: int = 1,
     ema_decay: float | None = None,
     axis_name: str | None = None,
-) -> Step:
+) -> GradientStep:
     """One update of the parameters.
 
     `schedule`, where given, is logged as `learning_rate`. `accumulate` cuts the batch into that many equal parts (every `accumulate`-th row, so that no row leaves its device), one after the other, and averages their gradients: the same update for an objective that is a mean over examples, in a part of the memory; an objective that compares examples with each other sees only one part at a time. `ema_decay` keeps `ema ← decay·ema + (1 − decay)·params`. `axis_name` (a layout's) averages gradients, metrics and variables over that mapped axis, and gives each device a key of its own.
@@ -89,4 +103,4 @@ def make_step(
             metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         return TrainState(state.step + 1, params, opt_state, variables, state.key, ema), metrics
 
-    return step
+    return GradientStep(step, loss_fn, accumulate, axis_name)

@@ -75,7 +75,7 @@ def test_a_step_is_traced_once():
     optimizer = optax.sgd(0.1)
     state, batch = state_and_batch(optimizer)
     chex.clear_trace_counter()
-    step = jax.jit(chex.assert_max_traces(make_step(linear_regression, optimizer), n=1))
+    step = jax.jit(chex.assert_max_traces(make_step(linear_regression, optimizer).update, n=1))
     for _ in range(3):
         state, _ = step(state, batch)
 
