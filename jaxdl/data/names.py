@@ -1,0 +1,148 @@
+"""Names and the languages they are written in: countries, languages and currencies as CLDR names them, or a folder of lists.
+
+The classic set of surnames (Robertson's tutorial, 18 languages) is such a folder.
+"""
+
+import json
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from jaxdl.data.sources import Split
+from jaxdl.errors import UserError, unknown
+
+CLDR_LANGUAGES = (
+    "cs", "da", "de", "en", "es", "et", "fi", "fr", "hr", "hu", "id", "it", "nl", "pl", "pt", "ro", "sv", "tr",
+)  # fmt: skip
+"""Of `builtin:names`: eighteen, as the classic set has, all in Latin letters, since an alphabet of its own would give a language away."""
+
+TEST_SHARE = 0.2
+_MARKS = " '’ʼ-."
+"""What may stand between the letters of a name; numbers and brackets, as of years, are not names."""
+
+
+class Names:
+    """A source of names: `source[i]` is a dict with `name` (a string in NFC) and `label` (an index into `classes`).
+
+    A fifth of the distinct names is held out, by a fixed seed. Whoever bears a name, it is on one side only: what was learned by heart does not help.
+    """
+
+    def __init__(self, entries: Iterable[tuple[str, str]], split: Split):
+        """`entries` are pairs of a name and its language; repetitions count once."""
+        entries = sorted(set(entries))
+        self.classes = tuple(sorted({language for _, language in entries}))
+        distinct = sorted({name for name, _ in entries})
+        order = np.random.default_rng(0).permutation(len(distinct))
+        held_out = {distinct[index] for index in order[: round(TEST_SHARE * len(distinct))]}
+        entries = [(name, language) for name, language in entries if (name in held_out) == (split == "test")]
+        self.names = [name for name, _ in entries]
+        self.labels = np.array([self.classes.index(language) for _, language in entries], np.int32)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"name": self.names[index], "label": int(self.labels[index])}
+
+
+def normalise(name: str) -> str:
+    """One spelling of what looks alike: NFC, single spaces."""
+    return unicodedata.normalize("NFC", " ".join(name.split()))
+
+
+def cldr_names(languages: Collection[str] = CLDR_LANGUAGES) -> list[tuple[str, str]]:
+    """Names of territories, languages and currencies in each of `languages`, as the Unicode CLDR that comes with babel has them.
+
+    A name that several of the languages share ("Iran", "Peso") is left out: no reader could tell. So are names with digits or brackets.
+    """
+    from babel import Locale  # Not every experiment needs it.
+
+    written: dict[str, set[str]] = {}
+    for code in languages:
+        locale = Locale.parse(code)
+        for table in (locale.territories, locale.languages, locale.currencies):
+            for name in map(normalise, table.values()):
+                if all(character.isalpha() or character in _MARKS for character in name):
+                    written.setdefault(name, set()).add(Locale("en").languages[code])
+    return [(name, *found) for name, found in written.items() if len(found) == 1]
+
+
+def read_names(folder: Path) -> list[tuple[str, str]]:
+    """The names in the files LANGUAGE.txt of a folder, one a line, in UTF-8. A name may be in several files.
+
+    Raises `UserError` if there are fewer than two files, or one of them is empty or no UTF-8.
+    """
+    files = sorted(path for path in folder.glob("*.txt") if path.is_file())
+    if len(files) < 2:
+        found = f"{folder} has {len(files)} files of names" if folder.is_dir() else f"there is no folder {folder}"
+        raise UserError(f"{found}: give folder:PATH with two or more languages, each as LANGUAGE.txt with a name a line")
+    entries = []
+    for path in files:
+        try:
+            names = [name for name in map(normalise, path.read_text(encoding="utf-8-sig").splitlines()) if name]
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 (byte {error.start:,}): convert it, as iconv does") from None
+        if not names:
+            raise UserError(f"{path} has no names: give one a line, or remove the file")
+        entries += [(name, path.stem) for name in names]
+    return entries
+
+
+def open_names(spec: str, split: Split) -> Names:
+    """The source that `spec` names: `builtin:names` (CLDR's) or `folder:PATH` (files LANGUAGE.txt). Raises `UserError` for anything else."""
+    kind, _, name = spec.partition(":")
+    match kind, name:
+        case "builtin", "names":
+            return Names(cldr_names(), split)
+        case "builtin", _:
+            raise unknown("built-in data set of names", name, ["names"])
+        case "folder", str(path) if path:
+            return Names(read_names(Path(path).expanduser()), split)
+    raise UserError(f"--data {spec!r} is no data set of names: give builtin:names, or folder:PATH with files LANGUAGE.txt")
+
+
+class Alphabet:
+    """Characters as symbols: 0 is the end of a name and the padding after it, 1 any character that is not known, then the known ones follow."""
+
+    END, UNKNOWN = 0, 1
+
+    def __init__(self, characters: str):
+        self.characters = characters
+        self._symbols = {character: symbol for symbol, character in enumerate(characters, 2)}
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "Alphabet":
+        """All characters of some names, in Unicode's order."""
+        return cls("".join(sorted(set().union(*names))))
+
+    @classmethod
+    def load(cls, path: Path) -> "Alphabet":
+        """Raises `UserError` for what `save` has not written."""
+        try:
+            return cls(json.loads(path.read_text(encoding="utf-8"))["characters"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"{path} is no alphabet: restore it, or start anew with --overwrite") from None
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps({"characters": self.characters}, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def __len__(self) -> int:
+        """How many symbols there are."""
+        return 2 + len(self.characters)
+
+    def __call__(self, names: Sequence[str], length: int) -> Int32[np.ndarray, "B T"]:
+        """`T` is `length`; what is longer is cut, and has no end then."""
+        rows = np.zeros((len(names), length), np.int32)
+        for row, name in zip(rows, names):
+            symbols = [self._symbols.get(character, self.UNKNOWN) for character in name[:length]]
+            row[: len(symbols)] = symbols
+        return rows
+
+    def decode(self, symbols: Int[np.ndarray, "T"]) -> str:
+        """The name up to its end; `�` is what is not known."""
+        known = "\0�" + self.characters
+        return "".join(known[symbol] for symbol in symbols).partition("\0")[0]
