@@ -60,6 +60,13 @@ def load_processors(path_or_hub_name: str | os.PathLike) -> tuple[ImageProcessor
     return ImageProcessor.from_pretrained(directory), Tokenizer.load(directory)
 
 
+def load_tokenizer(path_or_hub_name: str | os.PathLike) -> Tokenizer:
+    """The tokenizer in a file, in a directory, or of a published model. Raises `UserError` if there is none."""
+    if Path(path_or_hub_name).expanduser().is_file():
+        return Tokenizer.load(Path(path_or_hub_name).expanduser())
+    return Tokenizer.load(_fetch(path_or_hub_name, _PROCESSORS))
+
+
 class _Tensors(Mapping[str, np.ndarray]):
     """The tensors of some safetensors files by name, each of them read when it is asked for."""
 

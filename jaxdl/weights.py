@@ -30,6 +30,8 @@ class Table:
     rows: Rows
     ignored: str = r"(?!)"
     """A regular expression for published names that are no parameters. The default matches none."""
+    prefix: str = ""
+    """What some files have before each of their names, and others have not; `rows` and `ignored` are without it."""
 
     def source(self, path: str) -> tuple[str, Transform]:
         """Raises `LookupError` where no row speaks of `path`: a gap in the table, not in the file."""
@@ -77,7 +79,8 @@ def convert(
     """
     expected = flatten_dict(shapes, sep="/")
     sources = {path: table.source(path) for path in expected}
-    present = {name for name in tensors if not re.fullmatch(table.ignored, name)}
+    stored = {name.removeprefix(table.prefix): name for name in tensors}
+    present = {name for name in stored if not re.fullmatch(table.ignored, name)}
     wanted = {name for name, _ in sources.values()}
     _refuse(
         [f"{name} is missing" for name in sorted(wanted - present)]
@@ -85,7 +88,7 @@ def convert(
     )
     params, problems = {}, []
     for path, (name, transform) in sources.items():
-        tensor, shape = tensors[name], expected[path].shape
+        tensor, shape = tensors[stored[name]], expected[path].shape
         try:
             value = transform(tensor)
         except ValueError:

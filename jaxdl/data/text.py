@@ -47,6 +47,10 @@ class Tokenizer(abc.ABC):
             row[len(ids)] = self.end
         return rows
 
+    def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "T"]]:
+        """The tokens of each text and nothing else: no end, no padding."""
+        return [np.asarray(ids, np.int32) for ids in self._encode(list(texts))]
+
     def decode(self, ids: Int[np.ndarray, "T"] | Sequence[int]) -> str:
         """The text of one row, up to its end."""
         ids = [int(token) for token in ids]
@@ -92,6 +96,40 @@ class Tokenizer(abc.ABC):
             single=f"$A {_END}", special_tokens=[(_END, model.token_to_id(_END))]
         )
         return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, "unk_token": _UNKNOWN})
+
+    @staticmethod
+    def of_characters(texts: Iterable[str]) -> "Tokenizer":
+        """One token for each character that is in the texts; others become U+FFFD, the character for what cannot be shown. Nothing of a text is changed."""
+        marks = [_PAD, _END, "\N{REPLACEMENT CHARACTER}"]
+        characters = sorted(set().union(*texts) - set(marks))
+        if not characters:
+            raise UserError("there is no text to take characters from")
+        vocabulary = {token: index for index, token in enumerate(marks + characters)}
+        model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=marks[2]))
+        model.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+        model.decoder = tokenizers.decoders.Fuse()
+        model.add_special_tokens(marks[:2])
+        return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, "unk_token": marks[2]})
+
+    @staticmethod
+    def of_bytes(texts: Iterable[str], vocabulary: int = 4096) -> "Tokenizer":
+        """Byte pair encoding of bytes, as GPT-2's: any text has tokens, and they give it back unchanged (Radford et al. 2019, section 2.2).
+
+        The same texts give the same tokenizer. Raises `UserError` if the vocabulary has no room for the 256 bytes and the two marks.
+        """
+        if vocabulary < 258:
+            raise UserError(f"a vocabulary of {vocabulary} tokens has no room for 256 bytes and two marks: give at least 258")
+        model = tokenizers.Tokenizer(tokenizers.models.BPE())
+        model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        model.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=[_PAD, _END],
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        model.train_from_iterator(texts, trainer)
+        return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END})
 
     @staticmethod
     def load(path: str | os.PathLike) -> "Tokenizer":

@@ -1,0 +1,198 @@
+"""GPT: a decoder-only Transformer that predicts the next token (Radford et al. 2018; GPT-2: Radford et al. 2019)."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxdl.errors import UserError, unknown
+from jaxdl.nn import (
+    Attention,
+    Cache,
+    FeedForward,
+    LayerNorm,
+    MultiHeadAttention,
+    Transformer,
+    TransformerBlock,
+    dot_product_attention,
+)
+from jaxdl.weights import Table, norm, unchanged
+
+
+@flax.struct.dataclass
+class GPTOutput:
+    """`logits` (B T V): `logits[b, t]` are those of token t + 1, given the tokens up to t."""
+
+    logits: PyTree
+
+
+class GPT(nn.Module):
+    """GPT-2: pre-norm blocks, learned positions, and logits by the table of token embeddings itself (Radford et al. 2019, section 2.3).
+
+    Weights start from a normal distribution of deviation 0.02, and those that lead back into the residual stream from one `√(2 · depth)` times smaller: as many sums are added up there. Biases start from 0.
+
+    `GPT.variant("124M")` is a published size. `hidden` is `4 · width` unless given; `length` is the number of positions. `scan` and `remat` are those of `Transformer`.
+    """
+
+    vocabulary: int
+    length: int
+    width: int
+    depth: int
+    num_heads: int
+    hidden: int | None = None
+    attention: Attention = dot_product_attention
+    eps: float = 1e-5
+    dropout: float = 0.0
+    scan: bool = False
+    remat: bool = False
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        self.tokens = nn.Embed(self.vocabulary, self.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype)
+        self.positions = self.param("positions", nn.initializers.normal(0.02), (self.length, self.width))
+        self.drop = nn.Dropout(self.dropout)
+        self.decoder = self._decoder()
+
+    def _decoder(self, **options: Any) -> Transformer:
+        init = dict(kernel_init=nn.initializers.normal(0.02), out_init=nn.initializers.normal(0.02 / math.sqrt(2 * self.depth)))
+        block = TransformerBlock(
+            self.num_heads,
+            self.hidden or 4 * self.width,
+            self.attention,
+            attention_layer=functools.partial(MultiHeadAttention, **init),
+            feed_forward_layer=functools.partial(FeedForward, **init),
+            norm=functools.partial(LayerNorm, self.eps),
+            is_causal=True,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            parent=None,
+        )
+        return Transformer(self.depth, block, scan=self.scan, remat=self.remat, **options)
+
+    def __call__(self, tokens: Int[Array, "B T"], *, train: bool = False) -> GPTOutput:
+        """Whole sequences of at most `length` tokens. Raises `UserError` for longer ones."""
+        count = tokens.shape[1]
+        if count > self.length:
+            raise UserError(f"{count} tokens are more than the {self.length} positions that this GPT has: give fewer")
+        x = self._embed(tokens, self.positions[:count], train)
+        return GPTOutput(self._logits(self.decoder(x, train=train)))
+
+    def empty_cache(self, batch: int, slots: int, dtype: DTypeLike | None = None) -> Cache:
+        """For `decode` of up to `slots` tokens, prompt and padding included. Needs no parameters. Raises `UserError` if there are not so many positions."""
+        if slots > self.length:
+            raise UserError(f"{slots} tokens are more than the {self.length} positions that this GPT has: ask for fewer")
+        return self._decoder(parent=None).empty_cache(batch, slots, self.width, dtype or self.dtype)
+
+    def decode(
+        self, tokens: Int[Array, "B T"], cache: Cache, *, valid: Bool[Array, "B T"] | None = None
+    ) -> tuple[GPTOutput, Cache]:
+        """The next `T` tokens, be it a prompt or a single one, and the cache with them. `valid` is true for real tokens; padding may be on either side."""
+        valid = jnp.ones(tokens.shape, bool) if valid is None else valid
+        places = jnp.clip(cache.positions(valid), 0, self.length - 1)
+        x, cache = self.decoder.decode(self._embed(tokens, self.positions[places], False), cache, valid=valid)
+        return GPTOutput(self._logits(x)), cache
+
+    def _embed(self, tokens: Int[Array, "B T"], positions: Float[Array, "*#B T D"], train: bool) -> Float[Array, "B T D"]:
+        """In the wider of both types, float32: that of the residual stream."""
+        return self.drop(self.tokens(tokens) + positions, deterministic=not train)
+
+    def _logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        return self.tokens.attend(x)
+
+    @classmethod
+    def variant(cls, name: str, **changes: Any) -> "GPT":
+        """The published model `name` of `VARIANTS`; `changes` are fields (`attention`, `dtype`, `dropout`, `scan`, `remat`, `vocabulary`, `length`)."""
+        if name not in VARIANTS:
+            raise unknown("GPT variant", name, VARIANTS)
+        return cls(**(dataclasses.asdict(VARIANTS[name]) | changes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A published size. Heads are 64 wide, but for the XL's, which are so too; the vocabulary is that of its byte pair encoding."""
+
+    width: int
+    depth: int
+    num_heads: int
+    vocabulary: int = 50_257
+    length: int = 1024
+
+
+# Radford et al. 2019, table 2, whose smallest was later counted to have 124 and not 117 million parameters; heads: the hub's config.json.
+VARIANTS = {
+    "124M": Variant(768, 12, 12),
+    "355M": Variant(1024, 24, 16),
+    "774M": Variant(1280, 36, 20),
+    "1558M": Variant(1600, 48, 25),
+}
+
+
+def from_config(config: dict, **changes: Any) -> tuple[GPT, tuple[jax.ShapeDtypeStruct]]:
+    """The model that a Hugging Face `config.json` of type `gpt2` describes, and abstract tokens.
+
+    Fields that are left out have the defaults of transformers' `GPT2Config`. Raises `UserError` for a setting that is not GPT-2's.
+    """
+    only = dict(
+        activation_function="gelu_new", scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    for field, wanted in only.items():
+        if (given := config.get(field, wanted)) != wanted:
+            raise UserError(f"{field} is {given!r}: GPT-2 has {wanted!r}, and nothing else is read here")
+    width, num_heads = config.get("n_embd", 768), config.get("n_head", 12)
+    if width % num_heads:
+        raise UserError(f"n_embd of {width} cannot be split into {num_heads} heads (n_head)")
+    module = GPT(
+        vocabulary=config.get("vocab_size", 50_257),
+        length=config.get("n_positions", 1024),
+        width=width,
+        depth=config.get("n_layer", 12),
+        num_heads=num_heads,
+        hidden=config.get("n_inner"),
+        eps=config.get("layer_norm_epsilon", 1e-5),
+        **changes,
+    )
+    return module, (jax.ShapeDtypeStruct((1, 1), jnp.int32),)
+
+
+def _rows(ours: str, published: str) -> dict:
+    """GPT-2's linear maps are kept as (in, out), as ours are."""
+    return {f"{ours}/kernel": (f"{published}.weight", unchanged), f"{ours}/bias": (f"{published}.bias", unchanged)}
+
+
+def _third(index: int, packed: np.ndarray) -> np.ndarray:
+    """Query, key or value, which one matrix has side by side."""
+    return np.split(packed, 3, axis=-1)[index]
+
+
+_BLOCK, _LAYER = r"decoder/block_(\d+)", r"h.\1"
+
+# The names of transformers' `GPT2LMHeadModel`.
+PUBLISHED = Table(
+    {
+        "tokens/embedding": ("wte.weight", unchanged),
+        "positions": ("wpe.weight", unchanged),
+        **norm(f"{_BLOCK}/attention_norm", f"{_LAYER}.ln_1"),
+        **{
+            f"{_BLOCK}/attention/{name}/{ours}": (f"{_LAYER}.attn.c_attn.{published}", functools.partial(_third, index))
+            for index, name in enumerate(("query", "key", "value"))
+            for ours, published in (("kernel", "weight"), ("bias", "bias"))
+        },
+        **_rows(f"{_BLOCK}/attention/out", f"{_LAYER}.attn.c_proj"),
+        **norm(f"{_BLOCK}/feed_forward_norm", f"{_LAYER}.ln_2"),
+        **_rows(f"{_BLOCK}/feed_forward/expand", f"{_LAYER}.mlp.c_fc"),
+        **_rows(f"{_BLOCK}/feed_forward/contract", f"{_LAYER}.mlp.c_proj"),
+        **norm("decoder/norm", "ln_f"),
+    },
+    # Masks, and the copy of the embeddings that some files keep as the head.
+    ignored=r".*\.attn\.(masked_)?bias|lm_head\.weight",
+    prefix="transformer.",  # The hub's own files were saved without the head, and have none.
+)

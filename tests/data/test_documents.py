@@ -1,0 +1,96 @@
+"""Text for language models."""
+
+import numpy as np
+import pytest
+
+from jaxdl.data.documents import Windows, open_documents
+from jaxdl.data.text import Tokenizer
+from jaxdl.errors import UserError
+
+
+def test_the_standard_library_is_split_by_modules():
+    train, test = (open_documents("builtin:python", split) for split in ("train", "test"))
+    assert len(train) > 8 * len(test) > 40
+    assert not set(train) & set(test)
+    assert any("class OrderedDict" in text or "import argparse" in text for text in train)
+
+
+def test_the_last_tenth_of_a_file_is_held_out(tmp_path):
+    file = tmp_path / "book.txt"
+    file.write_text("".join(chr(ord("a") + i % 26) for i in range(1000)))
+    for place in (file, tmp_path):
+        train, test = (open_documents(f"folder:{place}", split) for split in ("train", "test"))
+        assert (len(train[0]), len(test[0])) == (900, 100) and train[0] + test[0] == file.read_text()
+
+
+def test_a_folder_may_have_a_split_of_its_own(tmp_path):
+    for name, text in (("train/one.txt", "abc"), ("train/deep/two.md", "def"), ("val/three.txt", "ghi")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert sorted(open_documents(f"folder:{tmp_path}", "train")) == ["abc", "def"]
+    assert open_documents(f"folder:{tmp_path}", "test") == ["ghi"]
+
+
+def test_tiny_shakespeare_is_that_of_tfds(shared):
+    train, held_out = (open_documents("tfds:tiny_shakespeare", split, data_dir=f"{shared}/tfds") for split in ("train", "test"))
+    assert len(train[0]) == 1_003_854 and train[0].startswith("First Citizen:\nBefore we proceed")
+    assert len(held_out[0]) == 55_770
+
+
+def latin(path) -> str:
+    path.write_bytes("café".encode("latin-1"))
+    return f"folder:{path}"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: "builtin:pyton", "did you mean 'python'"),
+        (lambda folder: "text:x", "is no text"),
+        (lambda folder: f"folder:{folder}/nowhere", "there is no file or folder"),
+        (lambda folder: f"folder:{folder}", "has no files of text"),
+        (lambda folder: latin(folder / "x.txt"), "no text in UTF-8"),
+        (lambda folder: f"folder:{(folder / 'train').mkdir() or folder}", "no held-out text"),
+    ],
+)
+def test_what_is_no_text_is_refused(tmp_path, make, message):
+    with pytest.raises(UserError, match=message):
+        open_documents(make(tmp_path), "test")
+
+
+def test_windows_are_all_pieces_and_those_apart_have_every_target_once():
+    windows = Windows(np.arange(11, dtype=np.int32), 3)
+    assert len(windows) == 8
+    np.testing.assert_array_equal(windows[7]["tokens"], [7, 8, 9, 10])
+    apart = windows.apart()
+    assert [piece.tolist() for piece in apart] == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
+    with pytest.raises(UserError, match="3 tokens has no piece of 4"):
+        Windows(np.arange(3, dtype=np.int32), 3)
+
+
+TEXTS = ["def f(x):\n\treturn  'ünï' + x\n", "🙂 a"]
+
+
+@pytest.mark.parametrize(
+    "make", [Tokenizer.of_characters, lambda texts: Tokenizer.of_bytes(texts, 300)], ids=["characters", "bytes"]
+)
+def test_nothing_of_a_text_is_lost_also_after_saving(tmp_path, make):
+    made = make(TEXTS)
+    made.save(tmp_path)
+    for tokenizer in (made, Tokenizer.load(tmp_path)):
+        assert [tokenizer.decode(ids) for ids in tokenizer.encode(TEXTS)] == TEXTS
+        assert max(map(max, tokenizer.encode(TEXTS))) < tokenizer.vocabulary
+        assert tokenizer.end not in np.concatenate(tokenizer.encode(TEXTS))
+
+
+def test_a_character_that_was_never_seen_is_the_one_that_cannot_be_shown():
+    tokenizer = Tokenizer.of_characters(["ab"])
+    assert tokenizer.vocabulary == 5 and tokenizer.decode(tokenizer.encode(["abc"])[0]) == "ab\N{REPLACEMENT CHARACTER}"
+
+
+def test_bytes_cover_every_text():
+    tokenizer = Tokenizer.of_bytes(["abab abab"], 260)
+    assert tokenizer.vocabulary == 260 and len(tokenizer.encode(["abab"])[0]) < 4
+    assert tokenizer.decode(tokenizer.encode(["日本 \x00"])[0]) == "日本 \x00"
+    with pytest.raises(UserError, match="at least 258"):
+        Tokenizer.of_bytes(["a"], 257)
