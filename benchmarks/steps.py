@@ -17,6 +17,10 @@ from typing import Protocol
 import numpy as np
 import tyro
 
+from benchmarks.step_cnn import Cnn
+from benchmarks.step_gpt import Gpt
+from benchmarks.step_mlp import Mlp
+from benchmarks.step_rnn import Rnn
 from benchmarks.step_siglip import Siglip
 
 LIBRARIES = ("jaxdl", "torch")
@@ -30,7 +34,7 @@ class Model(Protocol):
     def torch(self) -> Callable[[], None]: ...
 
 
-MODELS: dict[str, Model] = {"siglip": Siglip()}
+MODELS: dict[str, Model] = {"cnn": Cnn(), "gpt": Gpt(), "mlp": Mlp(), "rnn": Rnn(), "siglip": Siglip()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Config(launch.Config):
     """What this experiment computes."""
 
     data: str = "builtin:python"
-    steps: Annotated[int, Ge(1)] = 1500
+    steps: Annotated[int, Ge(1)] = 1000
     batch_size: Annotated[int, Ge(1)] = 8
     learning_rate: Annotated[float, Gt(0)] = 0.01
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.05

@@ -142,7 +142,7 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
         optimizer = optax.chain(
             optax.clip_by_global_norm(config.clip), OPTIMIZERS[config.optimizer](schedule, config.weight_decay)
         )
-        images, tokens = process(source[0]["image"])[None], tokenize([""])
+        images, tokens = jnp.asarray(process(source[0]["image"]))[None], jnp.asarray(tokenize([""]))
         state = init_state(
             lambda key: module.init(key, images, tokens),
             optimizer,

@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import math
 import os
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,13 +47,14 @@ def decode(image: str | os.PathLike | bytes) -> UInt8[np.ndarray, "H W 3"]:
 class ImageProcessor:
     """Brings images to the size, range and normalisation that a model was trained on: `(image / 255 − mean) / std`.
 
-    `preset` gives the published normalisations by name, `from_pretrained` reads that of a Hugging Face directory.
+    `preset` gives the published normalisations by name, `from_pretrained` reads that of a Hugging Face directory, `standardising` measures that of a training set. One mean and one deviation keep grey images grey; with three of each they become RGB.
     """
 
     size: tuple[int, int]
     """Height and width of the result."""
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    """Of each channel: three, or one for images that are grey and stay so."""
+    std: tuple[float, ...]
     resample: Resample = "bicubic"
     """The filter of PIL, which widens it when an image shrinks (antialiasing)."""
     fit: Fit = "squash"
@@ -60,6 +63,8 @@ class ImageProcessor:
     """What `crop` scales the shorter side to; where it is not given, the larger side of `size`."""
 
     def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise ValueError(f"means {self.mean} and deviations {self.std}: give three of each, or one of each for grey images")
         if self.shorter_side is not None and self.shorter_side < max(self.size):
             raise ValueError(f"a shorter side of {self.shorter_side} leaves nothing to crop {self.size} from: make it larger")
 
@@ -82,14 +87,41 @@ class ImageProcessor:
                 f"{path} describes no image processor that is known here ({reason}): use one of the presets"
             ) from error
 
-    def __call__(self, image: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W 1"]) -> Float[np.ndarray, "h w 3"]:
-        """To `size` and float32. A grey image becomes an RGB one."""
+    @classmethod
+    def standardising(
+        cls, images: Iterable[UInt8[np.ndarray, "_ _ _"]], size: int | tuple[int, int], **changes: Any
+    ) -> "ImageProcessor":
+        """The processor of which `images`, brought to `size`, come out with mean 0 and deviation 1 in each channel: those of a training set, as grey or as coloured as its first. `changes` are fields.
+
+        A channel that is the same everywhere is given the deviation of one grey level. Raises `UserError` if there are no images, and for a coloured one after a grey first.
+        """
+        images = iter(images)
+        first = next(images, None)
+        if first is None:
+            raise UserError("there are no images to take mean and deviation of: the data set is empty")
+        channels = first.shape[-1]
+        size = (size, size) if isinstance(size, int) else size
+        process = cls(size, **{**dict(mean=(0.0,) * channels, std=(1.0,) * channels), **changes})
+        count, total, squares = 0, np.zeros(channels, np.int64), np.zeros(channels, np.int64)
+        for image in itertools.chain([first], images):
+            pixels = process.resize(image).reshape(-1, channels).astype(np.int64)  # Sums of whole numbers have no rounding.
+            count, total, squares = count + len(pixels), total + pixels.sum(0), squares + (pixels**2).sum(0)
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 1))
+        return dataclasses.replace(process, mean=tuple((mean / 255).tolist()), std=tuple((std / 255).tolist()))
+
+    def __call__(self, image: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W 1"]) -> Float[np.ndarray, "h w C"]:
+        """To `size` and float32, with as many channels as there are means. Raises `UserError` for a coloured image where that is one."""
         scale, offset = self._affine
         return self.resize(image) * scale + offset
 
-    def resize(self, image: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W 1"]) -> UInt8[np.ndarray, "h w 3"]:
+    def resize(self, image: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W 1"]) -> UInt8[np.ndarray, "h w C"]:
         """To `size`, still from 0 to 255. An image that has the size already is not touched."""
-        if image.shape[-1] == 1:
+        if image.shape[-1] > len(self.mean):
+            raise UserError(
+                "a coloured image came to a processor for grey ones: give it three means and deviations, or images of one kind"
+            )
+        if image.shape[-1] < len(self.mean):
             image = np.repeat(image, 3, axis=-1)
         if self.fit == "squash":
             return _resize(image, self.size, self.resample)
@@ -100,13 +132,13 @@ class ImageProcessor:
         top, left = ((have - want) // 2 for have, want in zip(image.shape, self.size))
         return image[top : top + self.size[0], left : left + self.size[1]]
 
-    def unprocess(self, image: Float[np.ndarray, "*batch H W 3"]) -> UInt8[np.ndarray, "*batch H W 3"]:
+    def unprocess(self, image: Float[np.ndarray, "*batch H W C"]) -> UInt8[np.ndarray, "*batch H W C"]:
         """The picture that a processed image shows, from 0 to 255: the inverse of the normalisation, not of the resizing."""
         scale, offset = self._affine
         return np.clip(np.rint((np.asarray(image, np.float32) - offset) / scale), 0, 255).astype(np.uint8)
 
     @functools.cached_property
-    def _affine(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    def _affine(self) -> tuple[Float[np.ndarray, "C"], Float[np.ndarray, "C"]]:
         """The normalisation as one multiplication and one addition."""
         mean, std = np.asarray(self.mean), np.asarray(self.std)
         return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
@@ -162,12 +194,12 @@ def random_resized_crop(
     return image[top : top + h, left : left + w]
 
 
-def _resize(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], resample: Resample) -> UInt8[np.ndarray, "h w 3"]:
+def _resize(image: UInt8[np.ndarray, "H W C"], size: tuple[int, int], resample: Resample) -> UInt8[np.ndarray, "h w C"]:
     if image.shape[:2] == size:
         return image
     height, width = size
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(picture.resize((width, height), Image.Resampling[resample.upper()]))
+    picture = Image.fromarray(np.ascontiguousarray(image.squeeze(-1) if image.shape[-1] == 1 else image))
+    return np.asarray(picture.resize((width, height), Image.Resampling[resample.upper()])).reshape(*size, -1)
 
 
 def _read_config(directory: Path) -> tuple[Path, dict]:

@@ -177,13 +177,16 @@ def _by_lax(x: Array, kernel: Array, shape: Geometry, groups: int, spread: Seque
     )
 
 
-def _way(shape: Geometry, kernel: Array, groups: int) -> Callable[..., Array]:
-    """What a CPU is fastest with: the sum over taps for kernels of one place, which is a matrix product, and for depthwise ones.
+def _way(space: Sequence[int], shape: Geometry, kernel: Array, groups: int) -> Callable[..., Array]:
+    """What a CPU is fastest with: the sum over taps for kernels of one place, which is a matrix product, and for depthwise ones; unfolding where the kernel is longer than the image, which XLA leaves to a plain loop, twenty times slower.
 
     For images of one channel the taps win when timed alone, but XLA merges them into the pooling that follows and computes each many times over.
     """
     depthwise = groups > 1 and kernel.shape[-2] == 1
-    return _by_taps if math.prod(shape.window) == 1 or depthwise else _by_lax
+    if math.prod(shape.window) == 1 or depthwise:
+        return _by_taps
+    longer = any(reach > length for reach, length in zip(shape.reach, space))
+    return _by_unfolding if longer and groups == 1 else _by_lax
 
 
 def _on_cpu(method: Callable[..., Array], x: Array, kernel: Array, shape: Geometry, groups: int) -> Array:
@@ -201,7 +204,7 @@ def _fastest(x: Array, kernel: Array, shape: Geometry, groups: int) -> Array:
 
     A convolution is linear in each of its arguments, so the derivative by either is a convolution that may be computed in another way, and its transpose, which is what training needs, is that of the chosen way.
     """
-    return _on_cpu(_way(shape, kernel, groups), x, kernel, shape, groups)
+    return _on_cpu(_way(x.shape[1:-1], shape, kernel, groups), x, kernel, shape, groups)
 
 
 @functools.partial(_fastest.defjvp, symbolic_zeros=True)
@@ -211,7 +214,7 @@ def _fastest_derivative(shape: Geometry, groups: int, primals: Sequence, tangent
     value = _fastest(x, kernel, shape, groups)
     change = jnp.zeros_like(value)
     if not isinstance(dx, jax.custom_derivatives.SymbolicZero):
-        change += _on_cpu(_way(shape, kernel, groups), dx, kernel, shape, groups)
+        change += _on_cpu(_way(x.shape[1:-1], shape, kernel, groups), dx, kernel, shape, groups)
     if not isinstance(dkernel, jax.custom_derivatives.SymbolicZero):
         # XLA's CPU takes a loop for the kernel's gradient where there are groups, and a slow product where there is one place.
         plain = groups == 1 and math.prod(shape.window) > 1
@@ -219,6 +222,7 @@ def _fastest_derivative(shape: Geometry, groups: int, primals: Sequence, tangent
     return value, change
 
 
+Method = Literal["fastest", "taps", "unfold", "lax"]
 _METHODS = {"fastest": _fastest, "taps": _by_taps, "unfold": _by_unfolding, "lax": _by_lax}
 
 
@@ -230,11 +234,11 @@ def convolve(
     padding: Padding = "SAME",
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-    method: Literal["fastest", "taps", "unfold", "lax"] = "fastest",
+    method: Method = "fastest",
 ) -> Float[Array, "B *out O"]:
     """`y[p, o] = Σ_{k, i} x[p · stride + k · dilation − padding, i] · kernel[k, i, o]`, with zeros outside of `x` (Goodfellow et al. 2016, eq. 9.6).
 
-    The same in three ways, equal in values and gradients up to rounding: `"taps"` loops over the places of the kernel, `"unfold"` makes one matrix product of all that it sees (memory for as many copies of `x` as the kernel has places), `"lax"` calls XLA. `"fastest"` is `"lax"`, but on a CPU `"taps"` for kernels of one place, depthwise ones, and for the kernel's gradient where there are groups.
+    The same in three ways, equal in values and gradients up to rounding: `"taps"` loops over the places of the kernel, `"unfold"` makes one matrix product of all that it sees (memory for as many copies of `x` as the kernel has places), `"lax"` calls XLA. `"fastest"` is `"lax"`, but on a CPU `"taps"` for kernels of one place, depthwise ones, and for the kernel's gradient where there are groups, and `"unfold"` for kernels longer than the image.
 
     The output is in the dtype of `x`. With `groups`, outputs `g · O/groups …` see inputs `g · I …` alone; with `groups = C` this is a depthwise convolution and output `c · O/C + j` is the j-th of channel c. Raises `UserError` if `C ≠ groups · I` or the groups do not divide `O`, and for what `geometry` refuses.
     """
@@ -374,7 +378,7 @@ class Conv(nn.Module):
 
     The kernel starts from a normal distribution of variance `1 / fan_in`, cut at two deviations, and the bias from 0, as in Flax; ahead of a ReLU, `variance_scaling(2.0, "fan_in", "truncated_normal")` keeps the variance (He et al. 2015). Torch's default is uniform in `±1/√fan_in` for both, of a third of the variance. `fan_in` is the kernel's places times its inputs `C / groups`.
 
-    The output is in `dtype`, or that of input and parameters together.
+    `method` is that of `convolve`. The output is in `dtype`, or that of input and parameters together.
     """
 
     features: int
@@ -388,6 +392,7 @@ class Conv(nn.Module):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    method: Method = "fastest"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B *space C"]) -> Float[Array, "B *out O"]:
@@ -401,7 +406,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, self.mask(kernel), bias, dtype=self.dtype)
-        y = convolve(x, kernel, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
+        where = dict(stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
+        y = convolve(x, kernel, **where, method=self.method)
         return y if bias is None else y + bias
 
     def mask(self, kernel: Float[Array, "*window I O"]) -> Float[Array, "*window I O"]:

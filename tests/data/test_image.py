@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxdl.data.image import PRESETS, ImageProcessor, decode, random_crop, random_flip, random_resized_crop
+from jaxdl.data.sources import open_source
 from jaxdl.errors import UserError
 
 sides = st.integers(1, 40)
@@ -101,6 +102,60 @@ def test_a_grey_image_is_the_same_as_its_rgb_form():
     for name in PRESETS:
         processor = ImageProcessor.preset(name, 8)
         chex.assert_trees_all_equal(processor(grey), processor(grey.repeat(3, -1)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_training_set_comes_out_with_mean_0_and_deviation_1(channels):
+    random = np.random.default_rng(0)
+    levels = np.array([40, 90, 160])[:channels]
+    images = [np.clip(random.normal(levels, 30, (9, 7, channels)), 0, 255).astype(np.uint8) for _ in range(20)]
+    process = ImageProcessor.standardising(iter(images), (9, 7))
+    processed = np.stack([process(image) for image in images])
+    chex.assert_shape(processed, (20, 9, 7, channels))
+    chex.assert_trees_all_close(processed.mean((0, 1, 2)), np.zeros(channels, np.float32), atol=1e-6)
+    chex.assert_trees_all_close(processed.std((0, 1, 2)), np.ones(channels, np.float32), atol=1e-5)
+    chex.assert_trees_all_equal(process.unprocess(processed), np.stack(images))
+
+
+def test_mean_and_deviation_are_those_of_what_the_model_sees():
+    """Of images that are resized on the way, each counts as much as any other."""
+    large, small = np.full((40, 40, 1), 200, np.uint8), np.full((4, 4, 1), 100, np.uint8)
+    process = ImageProcessor.standardising([large, small], 4, resample="box")
+    assert process.mean == pytest.approx([150 / 255]) and process.std == pytest.approx([50 / 255])
+
+
+def test_mnist_has_the_mean_and_deviation_that_everyone_uses(shared):
+    """0.1307 and 0.3081: github.com/pytorch/examples, mnist/main.py."""
+    source = open_source("tfds:mnist", "train", data_dir=f"{shared / 'tfds'}")
+    process = ImageProcessor.standardising((source[index]["image"] for index in range(0, len(source), 10)), 28)
+    assert process.mean == pytest.approx([0.1307], abs=1e-3) and process.std == pytest.approx([0.3081], abs=1e-3)
+
+
+@quick
+@given(sides, sides, st.sampled_from(["squash", "crop"]))
+def test_one_mean_keeps_a_grey_image_grey_and_equal_to_its_rgb_form(height, width, fit):
+    grey, rgb = (ImageProcessor((8, 8), (0.3,) * n, (0.2,) * n, fit=fit) for n in (1, 3))
+    image = noise(height, width, 1)
+    chex.assert_trees_all_equal(grey(image).repeat(3, -1), rgb(image))
+
+
+def test_grey_and_coloured_images_are_not_mixed_up():
+    grey = ImageProcessor((4, 4), (0.5,), (0.5,))
+    with pytest.raises(UserError, match="a coloured image came to a processor for grey ones"):
+        grey(noise(4, 4, 3))
+    with pytest.raises(UserError, match="coloured image"):
+        ImageProcessor.standardising([noise(4, 4, 1), noise(4, 4, 3)], 4)
+    mixed = ImageProcessor.standardising([noise(4, 4, 3), noise(4, 4, 1)], 4)
+    chex.assert_shape(mixed(noise(4, 4, 1)), (4, 4, 3))
+    with pytest.raises(ValueError, match="one of each"):
+        ImageProcessor((4, 4), (0.5,), (0.5, 0.5, 0.5))
+
+
+def test_a_blank_training_set_has_a_deviation_above_0_and_an_empty_one_is_refused():
+    process = ImageProcessor.standardising([np.full((3, 3, 1), 7, np.uint8)] * 2, 3)
+    assert process.std == (1 / 255,) and not process(np.full((3, 3, 1), 7, np.uint8)).any()
+    with pytest.raises(UserError, match="empty"):
+        ImageProcessor.standardising([], 3)
 
 
 def test_cropping_takes_the_centre_and_squashing_the_whole():

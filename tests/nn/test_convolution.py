@@ -224,6 +224,24 @@ def test_modules_start_as_flaxs_and_run_under_remat_and_vmap():
     assert sum(leaf.size for leaf in jax.tree.leaves(found)) == 9 * 4 + 4 + 4 * 6 + 6
 
 
+def test_a_kernel_longer_than_the_image_is_the_same_by_every_method():
+    """Where "fastest" unfolds on a CPU, as XLA's own way would be slow."""
+    x, kernel = random(2, 4, 9, 3), random(5, 5, 3, 2)
+    for method in METHODS:
+        module = Conv(2, 5, use_bias=False, method=method)
+        y = module.apply({"params": {"kernel": kernel}}, x)
+        np.testing.assert_allclose(y, naive(x, kernel, 1, ((2, 2), (2, 2)), 1, 1), atol=1e-4)
+
+
+def test_modules_compute_by_the_method_they_are_given():
+    operations = {}
+    for method in METHODS:
+        compute = lambda x, kernel: Conv(2, 3, use_bias=False, method=method).apply({"params": {"kernel": kernel}}, x)
+        operations[method] = str(jax.make_jaxpr(compute)(random(2, 8, 8, 3), random(3, 3, 3, 2)))
+    assert "conv_general_dilated" in operations["lax"] and "conv_general_dilated" not in operations["unfold"]
+    assert operations["taps"].count("dot_general") == 9 and operations["unfold"].count("dot_general") == 1
+
+
 def test_pooling_is_the_loop_over_windows():
     x = random(2, 7, 6, 3)
     found = [

@@ -1,0 +1,293 @@
+"""A multi-layer perceptron from first principles: backpropagation written out (Rumelhart, Hinton and Williams 1986, Nature 323), stochastic gradient descent written out, and what each of the usual ingredients is good for.
+
+The gradients are a chain of hand-written vector-Jacobian products (`jaxdl.models.mlp`), which jax is told to use instead of its own; `--backward jax` lets it differentiate, with the same result. After training, the same network learns from few examples with everything, and with one ingredient left out at a time: normalisation of the data, the L2 penalty, dropout, the noise of minibatches.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from annotated_types import Ge, Gt, Len, Lt
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from jaxdl import figures, launch
+from jaxdl.data import Cached, Source, open_source, train_batches
+from jaxdl.data.image import ImageProcessor
+from jaxdl.errors import UserError
+from jaxdl.losses import cross_entropy
+from jaxdl.metrics import accuracy
+from jaxdl.models.mlp import LOSSES, MLP, sgd
+from jaxdl.training import Aux, Batch, Execution, Run, TrainState, fit, init_state, make_step
+
+STUDY_SEEDS, STUDY_POINTS, STUDY_TESTED = 3, 40, 2000
+"""Of the study of ingredients: runs of each recipe, points of its curves, and held-out examples that it is measured on at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(launch.Config):
+    """What this experiment computes."""
+
+    data: str = "builtin:digits"
+    steps: Annotated[int, Ge(1)] = 3000
+    batch_size: Annotated[int, Ge(1)] = 64
+    learning_rate: Annotated[float, Gt(0)] = 0.1
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.0
+    weight_decay: Annotated[float, Ge(0)] = 1e-3
+    """Strength λ of the penalty λ/2 ‖W‖² of the kernels (L2)."""
+    clip: Annotated[float, Gt(0)] = 10.0
+    evaluate_every: Annotated[int, Ge(1)] = 500
+    hidden: Annotated[tuple[Annotated[int, Ge(1)], ...], Len(1)] = (256, 128)
+    """Widths of the hidden layers."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.2
+    """Share of the hidden activations that are dropped."""
+    backward: Literal["hand", "jax"] = "hand"
+    """Whose gradients are used: the hand-written chain's, or jax's own."""
+    resolution: Annotated[int, Ge(0)] = 0
+    """Side of the square that every picture is resized to, in pixels. 0: height and width of the first one."""
+    study_steps: Annotated[int, Ge(0)] = 800
+    """Steps of each run in which an ingredient is left out. 0: no such runs."""
+    study_examples: Annotated[int, Ge(10)] = 200
+    """Training examples of those runs: few, so that there is something to regularise."""
+
+
+PRESETS = {
+    "default": Config(),
+    "mnist": Config(preset="mnist", data="tfds:mnist", steps=9375, batch_size=128, evaluate_every=1875),
+    # 800 hidden units, as Simard, Steinkraus and Platt 2003 have them, in two layers.
+    "mnist_800": Config(preset="mnist_800", data="tfds:mnist", steps=18_750, batch_size=128, evaluate_every=3750, hidden=(800, 800)),
+}  # fmt: skip
+
+
+def main(config: Config, workdir: str | Path, execution: Execution = Execution()) -> dict[str, Any]:
+    """Trains (or goes on training) in `workdir`, measures, leaves ingredients out, draws, and returns what is in its `result.json`."""
+    with Run.open(workdir, "mlp", config, execution) as run:
+        source = labelled(config.data, "train", config)
+        held_out = labelled(config.eval_data or config.data, "test", config)
+        if source.classes != held_out.classes:
+            raise UserError(f"the classes of training and held-out data differ: {source.classes} and {held_out.classes}")
+        process = ImageProcessor.standardising(
+            (source[index]["image"] for index in some(len(source), 10_000)), config.resolution or source[0]["image"].shape[:2]
+        )
+        transform = functools.partial(example, process=process)
+        batches = train_batches(source, transform, batch_size=config.batch_size, seed=config.seed, **run.shard)
+
+        module = MLP(
+            config.hidden,
+            len(source.classes),
+            config.dropout,
+            config.backward,
+            dtype=jnp.bfloat16 if config.precision == "bf16" else None,
+        )
+        schedule = config.schedule()
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip), sgd(schedule, config.weight_decay))
+        image = jnp.asarray(process(source[0]["image"])[None])
+        state = init_state(
+            lambda key: module.init(key, image),
+            optimizer,
+            seed=config.seed,
+            ema=config.ema_decay > 0,
+            shardings=run.layout.state_shardings,
+        )
+        step = make_step(
+            functools.partial(loss, module),
+            optimizer,
+            schedule=schedule,
+            accumulate=config.accumulate,
+            ema_decay=config.ema_decay or None,
+            axis_name=run.layout.axis_name,
+        )
+
+        predict = run.layout.inference(module.apply)
+        evaluate = functools.partial(measure, predict, process, held_out)
+        state = fit(step, state, batches, run, steps=config.steps, evaluate=evaluate, evaluate_every=config.evaluate_every)
+        logits, labels = predictions(predict, process, held_out, state)
+        metrics = {"test_accuracy": accuracy(logits, labels)}
+        draw(held_out, logits, labels, run.figures)
+        if config.study_steps:
+            run.say(f"leaving out one ingredient at a time: {STUDY_SEEDS} runs of {config.study_steps:,} steps for each")
+            given = config, module, process, source, held_out
+            curves = {name: learn(recipe, *given) for name, recipe in recipes(config).items()}
+            draw_study(curves, config, run.figures / "left_out.png")
+            accuracies = {name.replace(" ", "_"): float(curve.accuracy[:, -1].mean()) for name, curve in curves.items()}
+            metrics |= {f"test_accuracy_of_{config.study_examples}/{name}": value for name, value in accuracies.items()}
+        return run.finish(state, metrics)
+
+
+def labelled(spec: str, split: Literal["train", "test"], config: Config) -> Source:
+    """A source with classes, kept in memory once it was read."""
+    source = open_source(spec, split, data_dir=config.data_dir)
+    if not source.classes:
+        raise UserError(f"{spec} has no labels: choose a data set of pictures with classes")
+    return Cached(source)
+
+
+def some(length: int, most: int) -> Iterator[int]:
+    """Indices of at most `most` examples, evenly chosen."""
+    return map(int, np.linspace(0, length - 1, min(length, most)))
+
+
+def example(example: dict[str, Any], rng: np.random.Generator, *, process: ImageProcessor) -> dict[str, np.ndarray]:
+    """A picture, standardised, and its class."""
+    return {"image": process(example["image"]), "label": np.int32(example["label"])}
+
+
+def loss(
+    module: MLP, params: PyTree, variables: dict[str, PyTree], batch: Batch, key: Key[Array, ""]
+) -> tuple[Float[Array, ""], Aux]:
+    """Cross-entropy, in nats. Its L2 penalty is in the optimizer, which adds that gradient."""
+    logits = module.apply({"params": params}, batch["image"], train=True, rngs={"dropout": key})
+    value = LOSSES[module.backward](logits, batch["label"])
+    return value, Aux({"train_accuracy": (logits.argmax(-1) == batch["label"]).mean()})
+
+
+def predictions(
+    predict: Callable[[PyTree, Iterator], Float[np.ndarray, "B C"]], process: ImageProcessor, held_out: Source, state: TrainState
+) -> tuple[Float[np.ndarray, "B C"], Int[np.ndarray, "B"]]:
+    """Logits and classes of all held-out examples."""
+    labels = np.array([held_out[index]["label"] for index in range(len(held_out))])
+    images = (process(held_out[index]["image"]) for index in range(len(held_out)))
+    return predict({"params": state.measured}, images).astype(np.float32), labels
+
+
+def measure(predict: Callable, process: ImageProcessor, held_out: Source, state: TrainState) -> dict[str, float]:
+    """The share of held-out examples whose class is found."""
+    return {"test_accuracy": accuracy(*predictions(predict, process, held_out, state))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The ingredients of a run in the study."""
+
+    normalised: bool
+    weight_decay: float
+    dropout: float
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """What came of a recipe at `steps`, for each seed: loss of the training examples, without dropout, and loss and accuracy on held-out ones."""
+
+    steps: Int[np.ndarray, "P"]
+    loss: Float[np.ndarray, "S P"]
+    test_loss: Float[np.ndarray, "S P"]
+    accuracy: Float[np.ndarray, "S P"]
+
+
+def recipes(config: Config) -> dict[str, Recipe]:
+    """All ingredients, and each of them left out.
+
+    Without normalisation the network sees the grey levels as they are, from 0 to 255. Without the noise of minibatches, whose rows are drawn with replacement, each step sees all examples; the number of steps is the same.
+    """
+    everything = Recipe(True, config.weight_decay, config.dropout, min(config.batch_size, config.study_examples))
+    return {
+        "everything": everything,
+        "without normalisation": dataclasses.replace(everything, normalised=False),
+        "without L2": dataclasses.replace(everything, weight_decay=0.0),
+        "without dropout": dataclasses.replace(everything, dropout=0.0),
+        "without minibatches": dataclasses.replace(everything, batch_size=config.study_examples),
+    }
+
+
+def learn(recipe: Recipe, config: Config, module: MLP, process: ImageProcessor, source: Source, held_out: Source) -> Curves:
+    """Follows a recipe from several seeds at once, on one device. Depends on the config and the data alone."""
+    prepare = process if recipe.normalised else lambda image: process.resize(image).astype(np.float32)
+
+    def arrays(source: Source, count: int) -> tuple[Float[Array, "B H W C"], Int[Array, "B"]]:
+        chosen = [source[index] for index in some(len(source), count)]
+        return jnp.stack([prepare(one["image"]) for one in chosen]), jnp.array([one["label"] for one in chosen])
+
+    (images, labels), (test_images, test_labels) = arrays(source, config.study_examples), arrays(held_out, STUDY_TESTED)
+    module = module.clone(dropout=recipe.dropout)
+    schedule = optax.cosine_decay_schedule(config.learning_rate, config.study_steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(config.clip), sgd(schedule, recipe.weight_decay))
+    step = make_step(functools.partial(loss, module), optimizer)
+
+    def one_step(state: TrainState, key: Key[Array, ""]) -> tuple[TrainState, None]:
+        whole = recipe.batch_size >= len(images)
+        rows = jnp.arange(len(images)) if whole else jax.random.randint(key, (recipe.batch_size,), 0, len(images))
+        return step(state, {"image": images[rows], "label": labels[rows]})[0], None
+
+    @jax.jit
+    @jax.vmap
+    def some_steps(state: TrainState, keys: Key[Array, "P"]) -> tuple[TrainState, tuple[Float[Array, ""], ...]]:
+        state, _ = jax.lax.scan(one_step, state, keys)
+        logits, test_logits = (module.apply({"params": state.params}, x) for x in (images, test_images))
+        right = (test_logits.argmax(-1) == test_labels).mean()
+        return state, (cross_entropy(logits, labels), cross_entropy(test_logits, test_labels), right)
+
+    each = max(config.study_steps // STUDY_POINTS, 1)
+    seeds = [config.seed + number for number in range(STUDY_SEEDS)]
+    start = [init_state(lambda key: module.init(key, images[:1]), optimizer, seed=seed) for seed in seeds]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *start)
+    keys = jnp.stack([jax.random.split(jax.random.key(seed + 1), config.study_steps) for seed in seeds])
+    steps, rows = range(each, config.study_steps + 1, each), []
+    for last in steps:
+        state, measured = some_steps(state, keys[:, last - each : last])
+        rows.append(measured)
+    return Curves(np.array(steps), *(np.stack(values, 1) for values in zip(*jax.device_get(rows))))
+
+
+def draw(held_out: Source, logits: Float[np.ndarray, "B C"], labels: Int[np.ndarray, "B"], directory: Path) -> None:
+    """What was taken for what, and the mistakes that were made with most conviction."""
+    found = logits.argmax(1)
+    score = accuracy(logits, labels)
+    title = f"{len(labels):,} held-out pictures, {score:.2%} right"
+    figures.confusion_matrix(labels, found, held_out.classes, directory / "confusion.png", title=title)
+    wrong = np.flatnonzero(found != labels)
+    conviction = jax.nn.softmax(logits).max(1)
+    wrong = wrong[np.argsort(-conviction[wrong], kind="stable")][:24]
+    if not len(wrong):
+        return
+    columns = min(8, max(len(wrong), 4))
+    figure, axes = figures.subplots(-(-len(wrong) // columns), columns, 1.35, 1.95)
+    for axis, index in zip(axes, wrong):
+        figures.show(axis, held_out[int(index)]["image"])
+        said, true = held_out.classes[found[index]], held_out.classes[labels[index]]
+        axis.set_title(f"{said}, {conviction[index]:.0%} sure\nis {true}", fontsize=8)
+    figure.suptitle("the surest mistakes", fontsize=10)
+    figures.save(figure, directory / "mistakes.png")
+
+
+def draw_study(curves: dict[str, Curves], config: Config, path: Path) -> None:
+    """Training loss, held-out loss and held-out mistakes of each recipe: mean and range over the seeds."""
+    figure, axes = figures.subplots(1, 3, 4.4, 4.2)
+    panels = (
+        ("loss of the training examples, without dropout", lambda curve: curve.loss),
+        ("loss of held-out examples", lambda curve: curve.test_loss),
+        ("share of held-out examples that are mistaken", lambda curve: 1 - curve.accuracy),
+    )
+    for axis, (title, values_of) in zip(axes, panels):
+        for number, (name, curve) in enumerate(curves.items()):
+            values = values_of(curve)
+            color = "black" if number == 0 else f"C{number - 1}"
+            label = f"{name}: {values[:, -1].mean():.3g}"
+            axis.plot(curve.steps, values.mean(0), color=color, linewidth=1.4, label=label)
+            axis.fill_between(curve.steps, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
+        axis.set(yscale="log", xlabel="step")
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(title="at the end", fontsize=7, title_fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    seeds = f"lines are means of {STUDY_SEEDS} seeds, shades their range"
+    figure.suptitle(f"one ingredient left out, {config.study_examples} training examples; {seeds}", fontsize=11)
+    figures.save(figure, path)
+
+
+EXPERIMENT = launch.Experiment(
+    name="mlp",
+    summary="A multi-layer perceptron with hand-written gradients and SGD, and what each ingredient of its training is good for.",
+    paper="Rumelhart, Hinton and Williams 1986, Learning representations by back-propagating errors, Nature 323",
+    result="test accuracy of 0.98 on scikit-learn's digits",
+    minutes=1,
+    presets=PRESETS,
+    main=main,
+)
+
+if __name__ == "__main__":
+    launch.launch(EXPERIMENT)
