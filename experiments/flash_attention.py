@@ -20,7 +20,7 @@ from annotated_types import Ge, MinLen
 from tqdm import tqdm
 
 import pallas_kernels
-from jaxdl import launch
+from jaxdl import figures, launch
 from jaxdl.errors import UserError
 from jaxdl.training import Execution, Run
 from pallas_kernels.attention import reference
@@ -444,14 +444,13 @@ def markdown(result: dict[str, Any]) -> str:
 
 def draw_figures(rows: list[dict[str, Any]], directory: Path) -> None:
     """Time and temporary memory over the length, a panel for each case."""
-    from jaxdl.figures import _save, _subplots
 
     widths, cases = sorted({row["width"] for row in rows}), list(dict.fromkeys(row["case"] for row in rows))
     names = list(dict.fromkeys(row["implementation"] for row in rows))
     colors = dict(zip(names, (f"C{index}" for index in range(len(names)))))
     for width in widths:
         for quantity, label in (("milliseconds", "milliseconds"), ("temporary_mib", "temporary MiB")):
-            figure, axes = _subplots(len(PASSES), len(cases), 2.9, 2.6)
+            figure, axes = figures.subplots(len(PASSES), len(cases), 2.9, 2.6)
             for axis, (passes, case) in zip(axes, [(passes, case) for passes in PASSES for case in cases]):
                 for name in names:
                     points = [
@@ -473,7 +472,7 @@ def draw_figures(rows: list[dict[str, Any]], directory: Path) -> None:
                 axis.set_title(f"{case}, {passes}", fontsize=9)
                 axis.grid(alpha=0.3)
             axes[0].legend(fontsize=7)
-            _save(figure, directory / f"{'time' if quantity == 'milliseconds' else 'memory'}_{width}.png")
+            figures.save(figure, directory / f"{'time' if quantity == 'milliseconds' else 'memory'}_{width}.png")
 
 
 @dataclasses.dataclass(frozen=True)
