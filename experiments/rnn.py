@@ -176,7 +176,7 @@ class Network:
         self.module, self.width, self.layout = module, width, layout
         self._read = layout.inference(lambda params, rows: jax.nn.log_softmax(read(module, width, params, rows)), 256)
 
-    def __call__(self, params: PyTree, rows: Iterable[Int[np.ndarray, "T"]]) -> Float[np.ndarray, "N ..."]:
+    def __call__(self, params: PyTree, rows: Iterable[Int[np.ndarray, "_"]]) -> Float[np.ndarray, "N ..."]:
         """Log-probabilities of the answers, at the end or at every step."""
         return self._read(params, rows)
 
@@ -320,7 +320,7 @@ class Classify(Task):
         others = [cell for cell in CELLS if cell != self.config.cell]
         return {cell: dataclasses.replace(self.config, cell=cell, learning_rate=rate * PACE[cell]) for cell in others}
 
-    def readings(self, network: Network, params: PyTree) -> tuple[list[str], list[Float[np.ndarray, "T C"]], list[int]]:
+    def readings(self, network: Network, params: PyTree) -> tuple[list[str], list[Float[np.ndarray, "_ C"]], list[int]]:
         """Some held-out names of middling length, the probabilities of the languages after each of their characters, and their own languages."""
         # One of each language, in an order of its own: that of the source has all of them begin with an A.
         first: dict[int, int] = {}
@@ -647,7 +647,7 @@ def draw_curves(curves: dict[str, list[dict[str, float]]], score: str, levels: d
 
 
 def draw_reading(
-    names: Sequence[str], readings: Sequence[Float[np.ndarray, "T C"]], labels: Sequence[int], classes: Sequence[str], path: Path
+    names: Sequence[str], readings: Sequence[Float[np.ndarray, "_ C"]], labels: Sequence[int], classes: Sequence[str], path: Path
 ) -> None:
     """For each name the probabilities of the likeliest languages after each of its characters; its own language is marked."""
     figure, axes = figures.subplots(-(-len(names) // 2), 2, 5.5, 1.7)
@@ -695,7 +695,7 @@ def draw_names(
 
 def draw_bits(
     ours: Float[np.ndarray, "N T"],
-    counted: Sequence[Float[np.ndarray, "t"]],
+    counted: Sequence[Float[np.ndarray, "_"]],
     labels: Int[np.ndarray, "N"],
     classes: Sequence[str],
     path: Path,

@@ -255,7 +255,7 @@ class Embedder:
         self._images = layout.inference(functools.partial(module.apply, method="embed_images"))
         self._texts = layout.inference(functools.partial(module.apply, method="embed_texts"))
 
-    def images(self, params: PyTree, images: Iterable[UInt8[np.ndarray, "H W C"]]) -> Float[np.ndarray, "I D"]:
+    def images(self, params: PyTree, images: Iterable[UInt8[np.ndarray, "_ _ _"]]) -> Float[np.ndarray, "I D"]:
         return self._images({"params": params}, map(self.process, images))
 
     def texts(self, params: PyTree, texts: Sequence[str]) -> Float[np.ndarray, "J D"]:
@@ -266,7 +266,7 @@ class Embedder:
 class Retrieval:
     """Pictures that belong to distinct texts, place by place."""
 
-    images: list[UInt8[np.ndarray, "H W C"]]
+    images: list[UInt8[np.ndarray, "_ _ _"]]
     texts: list[str]
 
     @classmethod

@@ -51,7 +51,7 @@ def similarity_matrix(similarity: Float[np.ndarray, "I J"], path: Path, *, title
 
 
 def ranked_texts(
-    images: Sequence[UInt8[np.ndarray, "H W C"]],
+    images: Sequence[UInt8[np.ndarray, "_ _ _"]],
     texts: Sequence[str],
     similarity: Float[np.ndarray, "I J"],
     relevant: Sequence[int],
@@ -73,7 +73,7 @@ def ranked_texts(
 
 def ranked_images(
     texts: Sequence[str],
-    images: Sequence[UInt8[np.ndarray, "H W C"]],
+    images: Sequence[UInt8[np.ndarray, "_ _ _"]],
     similarity: Float[np.ndarray, "J I"],
     relevant: Sequence[int],
     path: Path,

@@ -47,7 +47,7 @@ class Tokenizer(abc.ABC):
             row[len(ids)] = self.end
         return rows
 
-    def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "T"]]:
+    def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
         """The tokens of each text and nothing else: no end, no padding."""
         return [np.asarray(ids, np.int32) for ids in self._encode(list(texts))]
 

@@ -34,7 +34,7 @@ class LeNet(nn.Module):
         self.head = nn.Dense(self.classes, dtype=self.dtype)
         self.drop = nn.Dropout(self.dropout)
 
-    def feature_maps(self, images: Float[Array, "B H W C"]) -> list[Float[Array, "B h w c"]]:
+    def feature_maps(self, images: Float[Array, "B H W C"]) -> list[Float[Array, "B _ _ _"]]:
         """What each convolution sees in the images: its output after the ReLU, before the maximum. Raises `UserError` for images that are too small to be halved so often."""
         smallest = 2 ** len(self.channels)
         if min(images.shape[1:3]) < smallest:
