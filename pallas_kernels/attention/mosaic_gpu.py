@@ -169,8 +169,8 @@ def _live(operands: Operands) -> jax.Array:
 
 
 def _pad(x: jax.Array, interpret: bool) -> jax.Array:
-    """Heads as wide as the kernel's. Lengths stay: beyond the end of an array TMA reads zeros and writes nothing. The interpreter cannot, so it gets full tiles, with those zeros."""
-    overhang = -x.shape[1] % BLOCK if interpret else 0
+    """Heads as wide as the kernel's. Beyond the end of an array TMA reads zeros and writes nothing, but it wants lengths that are multiples of the 8 rows of a swizzled tile. The interpreter gets full tiles, with those zeros."""
+    overhang = -x.shape[1] % (BLOCK if interpret else 8)
     return jnp.pad(x, [(0, 0), (0, overhang), (0, 0), (0, _width(x.shape[-1]) - x.shape[-1])])
 
 
