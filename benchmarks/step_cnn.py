@@ -5,14 +5,13 @@ import functools
 from collections.abc import Callable
 from typing import Literal
 
-import jax
 import numpy as np
 import optax
 import torch
 
+from benchmarks.training_step import training_step
 from experiments.cnn import loss
 from jaxdl.models.lenet import LeNet
-from jaxdl.training import init_state, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,16 +35,12 @@ class Cnn:
         images, labels = self.batch()
         module = LeNet(self.channels, self.hidden, 10, self.kernel_size, method=self.method)
         optimizer = optax.adamw(1e-3, weight_decay=1e-4)
-        state = init_state(lambda key: module.init(key, images[:1]), optimizer, seed=0)
-        step = jax.jit(make_step(functools.partial(loss, module), optimizer), donate_argnums=0)
-        batch = {"image": images, "label": labels}
-
-        def run() -> None:
-            nonlocal state
-            state, _ = step(state, batch)
-            jax.block_until_ready(state)
-
-        return run
+        return training_step(
+            functools.partial(loss, module),
+            optimizer,
+            lambda key: module.init(key, images[:1]),
+            {"image": images, "label": labels},
+        )
 
     def torch(self) -> Callable[[], None]:
         images, labels = self.batch()

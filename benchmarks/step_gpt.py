@@ -4,16 +4,15 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-import jax
 import numpy as np
 import optax
 import torch
 import transformers
 
+from benchmarks.training_step import training_step
 from experiments.gpt import loss
 from jaxdl.models.gpt2 import GPT
 from jaxdl.nn import ATTENTIONS
-from jaxdl.training import init_state, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +34,9 @@ class Gpt:
         tokens = self.tokens()
         module = GPT(self.vocabulary, self.length, self.width, self.depth, self.num_heads, attention=ATTENTIONS[self.attention])
         optimizer = optax.adamw(1e-3, b2=0.99, weight_decay=0.1)
-        state = init_state(lambda key: module.init(key, tokens[:1, :-1]), optimizer, seed=0)
-        step = jax.jit(make_step(functools.partial(loss, module), optimizer), donate_argnums=0)
-        batch = {"tokens": tokens}
-
-        def run() -> None:
-            nonlocal state
-            state, _ = step(state, batch)
-            jax.block_until_ready(state)
-
-        return run
+        return training_step(
+            functools.partial(loss, module), optimizer, lambda key: module.init(key, tokens[:1, :-1]), {"tokens": tokens}
+        )
 
     def torch(self) -> Callable[[], None]:
         tokens = torch.tensor(self.tokens(), dtype=torch.long)

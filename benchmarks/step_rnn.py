@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import torch
 
+from benchmarks.training_step import training_step
 from experiments.rnn import loss
 from jaxdl.nn import Recurrent, SequenceModel
-from jaxdl.training import init_state, make_step
 
 SYMBOLS, LANGUAGES = 134, 18
 """Of `builtin:names`."""
@@ -40,16 +40,12 @@ class Rnn:
         symbols, labels = self.batch()
         module = SequenceModel(Recurrent(self.hidden, self.cell), LANGUAGES, "n:1")
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(2e-3))
-        state = init_state(lambda key: module.init(key, jax.nn.one_hot(symbols, SYMBOLS)), optimizer, seed=0)
-        step = jax.jit(make_step(functools.partial(loss, module, SYMBOLS), optimizer), donate_argnums=0)
-        batch = {"symbols": symbols, "targets": labels, "counts": np.ones(self.batch_size, bool)}
-
-        def run() -> None:
-            nonlocal state
-            state, _ = step(state, batch)
-            jax.block_until_ready(state)
-
-        return run
+        return training_step(
+            functools.partial(loss, module, SYMBOLS),
+            optimizer,
+            lambda key: module.init(key, jax.nn.one_hot(symbols, SYMBOLS)),
+            {"symbols": symbols, "targets": labels, "counts": np.ones(self.batch_size, bool)},
+        )
 
     def torch(self) -> Callable[[], None]:
         symbols, labels = (torch.tensor(array, dtype=torch.long) for array in self.batch())

@@ -4,16 +4,15 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-import jax
 import numpy as np
 import optax
 import torch
 import transformers
 
+from benchmarks.training_step import training_step
 from experiments.siglip import loss
 from jaxdl.losses import sigmoid_loss
 from jaxdl.models.siglip import SigLIP, TextTower, VisionTower
-from jaxdl.training import init_state, make_step
 
 VOCABULARY = 128
 
@@ -44,16 +43,12 @@ class Siglip:
             TextTower(vocabulary=VOCABULARY, features=self.width, depth=self.text_depth, **shared),
         )
         optimizer = optax.adamw(1e-3, b2=0.95, weight_decay=1e-4)
-        state = init_state(lambda key: module.init(key, images[:1], tokens[:1]), optimizer, seed=0)
-        step = jax.jit(make_step(functools.partial(loss, module, sigmoid_loss), optimizer), donate_argnums=0)
-        batch = {"image": images, "tokens": tokens}
-
-        def run() -> None:
-            nonlocal state
-            state, _ = step(state, batch)
-            jax.block_until_ready(state)
-
-        return run
+        return training_step(
+            functools.partial(loss, module, sigmoid_loss),
+            optimizer,
+            lambda key: module.init(key, images[:1], tokens[:1]),
+            {"image": images, "tokens": tokens},
+        )
 
     def torch(self) -> Callable[[], None]:
         images, tokens = self.batch()

@@ -6,7 +6,7 @@ Its convolutions are computed in three ways that give the same: by a loop over t
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from annotated_types import Ge, Gt, Len, Lt
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from jaxdl import figures, launch
-from jaxdl.data import Cached, Source, open_source, train_batches
+from jaxdl.data import Source, open_labelled, some, train_batches
 from jaxdl.data.image import ImageProcessor, random_crop
-from jaxdl.errors import UserError
 from jaxdl.losses import cross_entropy
-from jaxdl.metrics import accuracy
+from jaxdl.metrics import accuracy, classify
 from jaxdl.models.lenet import LeNet
 from jaxdl.nn.convolution import Method
-from jaxdl.training import Aux, Batch, Execution, Run, TrainState, fit, init_state, make_step
+from jaxdl.training import Aux, Batch, Execution, Run, fit, start
+from jaxdl.training.processes import whole
 
 METHODS = get_args(Method)
 
@@ -75,13 +75,9 @@ PRESETS = {
 def main(config: Config, workdir: str | Path, execution: Execution = Execution()) -> dict[str, Any]:
     """Trains (or goes on training) in `workdir`, measures, times, draws, and returns what is in its `result.json`."""
     with Run.open(workdir, "cnn", config, execution) as run:
-        source = labelled(config.data, "train", config)
-        held_out = labelled(config.eval_data or config.data, "test", config)
-        if source.classes != held_out.classes:
-            raise UserError(f"the classes of training and held-out data differ: {source.classes} and {held_out.classes}")
-        process = ImageProcessor.standardising(
-            (source[index]["image"] for index in some(len(source), 10_000)), config.resolution or source[0]["image"].shape[:2]
-        )
+        source, held_out = open_labelled(config.data, config.eval_data, data_dir=config.data_dir)
+        size = config.resolution or source[0]["image"].shape[:2]
+        process = ImageProcessor.standardising((each["image"] for each in some(source, 10_000)), size)
         transform = functools.partial(example, process=process, shift=config.shift)
         batches = train_batches(source, transform, batch_size=config.batch_size, seed=config.seed, **run.shard)
 
@@ -94,32 +90,24 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
             config.method,
             dtype=jnp.bfloat16 if config.precision == "bf16" else None,
         )
-        schedule = config.schedule()
-        optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay))
         image = jnp.asarray(process(source[0]["image"])[None])
-        state = init_state(
-            lambda key: module.init(key, image),
-            optimizer,
-            seed=config.seed,
-            ema=config.ema_decay > 0,
-            shardings=run.layout.state_shardings,
-        )
-        step = make_step(
+        step, state = start(
+            config,
+            run.layout,
             functools.partial(loss, module),
-            optimizer,
-            schedule=schedule,
-            accumulate=config.accumulate,
-            ema_decay=config.ema_decay or None,
-            axis_name=run.layout.axis_name,
+            functools.partial(optax.adamw, weight_decay=config.weight_decay),
+            lambda key: module.init(key, image),
         )
 
         predict = run.layout.inference(module.apply)
-        evaluate = functools.partial(measure, predict, process, held_out)
+        scores = lambda state: classify(functools.partial(predict, {"params": state.measured}), held_out, process)
+        evaluate = lambda state: {"test_accuracy": accuracy(*scores(state))}
         state = fit(step, state, batches, run, steps=config.steps, evaluate=evaluate, evaluate_every=config.evaluate_every)
-        logits, labels = predictions(predict, process, held_out, state)
+        logits, labels = scores(state)
         metrics = {"test_accuracy": accuracy(logits, labels)}
-        draw(held_out, logits, labels, run.figures)
-        params = jax.device_get(state.measured)
+        figures.confusion_matrix(labels, logits.argmax(1), held_out.classes, run.figures / "confusion.png")
+        figures.mistakes(held_out, logits, labels, run.figures / "mistakes.png")
+        params = jax.tree.map(whole, state.measured)
         draw_filters(params["convolutions_0"]["kernel"], run.figures / "filters.png")
         draw_feature_maps(module, params, process, held_out, run.figures / "feature_maps.png")
         if config.timing_rounds:
@@ -129,19 +117,6 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
             least = ", ".join(f"{method} {1e3 * min(seconds):.3g} ms" for method, (_, seconds) in times.items())
             run.say(f"loss and gradients of a batch of {config.batch_size}, least of {config.timing_rounds} rounds: {least}")
         return run.finish(state, metrics)
-
-
-def labelled(spec: str, split: Literal["train", "test"], config: Config) -> Source:
-    """A source with classes, kept in memory once it was read."""
-    source = open_source(spec, split, data_dir=config.data_dir)
-    if not source.classes:
-        raise UserError(f"{spec} has no labels: choose a data set of pictures with classes")
-    return Cached(source)
-
-
-def some(length: int, most: int) -> Iterator[int]:
-    """Indices of at most `most` examples, evenly chosen."""
-    return map(int, np.linspace(0, length - 1, min(length, most)))
 
 
 def example(example: dict[str, Any], rng: np.random.Generator, *, process: ImageProcessor, shift: int) -> dict[str, np.ndarray]:
@@ -155,20 +130,6 @@ def loss(
     """Cross-entropy, in nats."""
     logits = module.apply({"params": params}, batch["image"], train=True, rngs={"dropout": key})
     return cross_entropy(logits, batch["label"]), Aux({"train_accuracy": (logits.argmax(-1) == batch["label"]).mean()})
-
-
-def predictions(
-    predict: Callable[[PyTree, Iterator], Float[np.ndarray, "B C"]], process: ImageProcessor, held_out: Source, state: TrainState
-) -> tuple[Float[np.ndarray, "B C"], Int[np.ndarray, "B"]]:
-    """Logits and classes of all held-out examples."""
-    labels = np.array([held_out[index]["label"] for index in range(len(held_out))])
-    images = (process(held_out[index]["image"]) for index in range(len(held_out)))
-    return predict({"params": state.measured}, images).astype(np.float32), labels
-
-
-def measure(predict: Callable, process: ImageProcessor, held_out: Source, state: TrainState) -> dict[str, float]:
-    """The share of held-out examples whose class is found."""
-    return {"test_accuracy": accuracy(*predictions(predict, process, held_out, state))}
 
 
 Times = dict[str, tuple[list[float], list[float]]]
@@ -196,13 +157,6 @@ def time_methods(module: LeNet, params: PyTree, images: Float[np.ndarray, "B H W
                 jax.block_until_ready(call())
                 seconds.append(time.perf_counter() - started)
     return times
-
-
-def draw(held_out: Source, logits: Float[np.ndarray, "B C"], labels: Int[np.ndarray, "B"], directory: Path) -> None:
-    """What was taken for what."""
-    found = logits.argmax(1)
-    title = f"{len(labels):,} held-out pictures, {accuracy(logits, labels):.2%} right"
-    figures.confusion_matrix(labels, found, held_out.classes, directory / "confusion.png", title=title)
 
 
 def draw_filters(kernel: Float[np.ndarray, "h w I O"], path: Path) -> None:

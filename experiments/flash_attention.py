@@ -444,7 +444,6 @@ def markdown(result: dict[str, Any]) -> str:
 
 def draw_figures(rows: list[dict[str, Any]], directory: Path) -> None:
     """Time and temporary memory over the length, a panel for each case."""
-
     widths, cases = sorted({row["width"] for row in rows}), list(dict.fromkeys(row["case"] for row in rows))
     names = list(dict.fromkeys(row["implementation"] for row in rows))
     colors = dict(zip(names, (f"C{index}" for index in range(len(names)))))

@@ -13,8 +13,6 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import optax.contrib
 from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Array, Float, Int, Int32, Key, PyTree
 
@@ -27,20 +25,8 @@ from jaxdl.generate import Sampling, generate
 from jaxdl.losses import cross_entropy
 from jaxdl.models.gpt2 import GPT, VARIANTS
 from jaxdl.nn import ATTENTIONS, Cache, dot_product_attention, stack_blocks, unstack_blocks
-from jaxdl.training import ASIDE, Aux, Batch, Execution, Run, fit, init_state, make_step
-from jaxdl.training.processes import is_first
-
-
-def _matrices(params: PyTree) -> PyTree:
-    """What decays: kernels and embeddings, but no scale and no bias (Radford et al. 2018, section 4.1)."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-
-OPTIMIZERS = {
-    "adamw": lambda schedule, decay: optax.adamw(schedule, b2=0.99, weight_decay=decay, mask=_matrices),
-    # Muon orthogonalises the updates of matrices, and leaves the rest to Adam (Jordan et al. 2024).
-    "muon": lambda schedule, decay: optax.contrib.muon(schedule, weight_decay=decay, weight_decay_mask=_matrices, adam_b2=0.99),
-}
+from jaxdl.training import ASIDE, OPTIMIZERS, Aux, Batch, Execution, Run, fit, matrices, start
+from jaxdl.training.processes import is_first, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,33 +115,21 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
         characters = sum(map(len, held_out)) / len(unread.tokens)
 
         batches = train_batches(source, lambda example, rng: example, batch_size=config.batch_size, seed=config.seed, **run.shard)
-        schedule = config.schedule()
-        optimizer = optax.chain(
-            optax.clip_by_global_norm(config.clip), OPTIMIZERS[config.optimizer](schedule, config.weight_decay)
-        )
-        state = init_state(
-            lambda key: module.init(key, jnp.asarray(source[0]["tokens"])[None, :-1]),
-            optimizer,
-            seed=config.seed,
-            ema=config.ema_decay > 0,
-            params=params,
-            shardings=run.layout.state_shardings,
-        )
-        step = make_step(
+        step, state = start(
+            config,
+            run.layout,
             functools.partial(loss, module),
-            optimizer,
-            schedule=schedule,
-            accumulate=config.accumulate,
-            ema_decay=config.ema_decay or None,
-            axis_name=run.layout.axis_name,
+            lambda schedule: OPTIMIZERS[config.optimizer](schedule, config.weight_decay, b2=0.99, mask=matrices),
+            lambda key: module.init(key, jnp.asarray(source[0]["tokens"])[None, :-1]),
+            params,
         )
 
         each = run.layout.inference(functools.partial(losses, module), batch_size=32)
         evaluate = lambda state: measure(each({"params": state.measured}, unread.apart()), characters)
         state = fit(step, state, batches, run, steps=config.steps, evaluate=evaluate, evaluate_every=config.evaluate_every)
         metrics = evaluate(state)
+        params = jax.tree.map(whole, state.measured)
         if is_first():
-            params = jax.device_get(state.measured)
             write(config, module, params, tokenizer, held_out[0], run)
             draw(module, params, tokenizer, held_out[0], run.figures)
         return run.finish(state, metrics)

@@ -5,7 +5,6 @@ The gradients are a chain of hand-written vector-Jacobian products (`jaxdl.model
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,13 +16,12 @@ from annotated_types import Ge, Gt, Len, Lt
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxdl import figures, launch
-from jaxdl.data import Cached, Source, open_source, train_batches
+from jaxdl.data import Source, open_labelled, some, train_batches
 from jaxdl.data.image import ImageProcessor
-from jaxdl.errors import UserError
 from jaxdl.losses import cross_entropy
-from jaxdl.metrics import accuracy
+from jaxdl.metrics import accuracy, classify
 from jaxdl.models.mlp import LOSSES, MLP, sgd
-from jaxdl.training import Aux, Batch, Execution, Run, TrainState, fit, init_state, make_step
+from jaxdl.training import Aux, Batch, Execution, Run, TrainState, fit, init_state, make_step, start
 
 STUDY_SEEDS, STUDY_POINTS, STUDY_TESTED = 3, 40, 2000
 """Of the study of ingredients: runs of each recipe, points of its curves, and held-out examples that it is measured on at most."""
@@ -67,13 +65,9 @@ PRESETS = {
 def main(config: Config, workdir: str | Path, execution: Execution = Execution()) -> dict[str, Any]:
     """Trains (or goes on training) in `workdir`, measures, leaves ingredients out, draws, and returns what is in its `result.json`."""
     with Run.open(workdir, "mlp", config, execution) as run:
-        source = labelled(config.data, "train", config)
-        held_out = labelled(config.eval_data or config.data, "test", config)
-        if source.classes != held_out.classes:
-            raise UserError(f"the classes of training and held-out data differ: {source.classes} and {held_out.classes}")
-        process = ImageProcessor.standardising(
-            (source[index]["image"] for index in some(len(source), 10_000)), config.resolution or source[0]["image"].shape[:2]
-        )
+        source, held_out = open_labelled(config.data, config.eval_data, data_dir=config.data_dir)
+        size = config.resolution or source[0]["image"].shape[:2]
+        process = ImageProcessor.standardising((each["image"] for each in some(source, 10_000)), size)
         transform = functools.partial(example, process=process)
         batches = train_batches(source, transform, batch_size=config.batch_size, seed=config.seed, **run.shard)
 
@@ -84,31 +78,23 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
             config.backward,
             dtype=jnp.bfloat16 if config.precision == "bf16" else None,
         )
-        schedule = config.schedule()
-        optimizer = optax.chain(optax.clip_by_global_norm(config.clip), sgd(schedule, config.weight_decay))
         image = jnp.asarray(process(source[0]["image"])[None])
-        state = init_state(
-            lambda key: module.init(key, image),
-            optimizer,
-            seed=config.seed,
-            ema=config.ema_decay > 0,
-            shardings=run.layout.state_shardings,
-        )
-        step = make_step(
+        step, state = start(
+            config,
+            run.layout,
             functools.partial(loss, module),
-            optimizer,
-            schedule=schedule,
-            accumulate=config.accumulate,
-            ema_decay=config.ema_decay or None,
-            axis_name=run.layout.axis_name,
+            lambda schedule: sgd(schedule, config.weight_decay),
+            lambda key: module.init(key, image),
         )
 
         predict = run.layout.inference(module.apply)
-        evaluate = functools.partial(measure, predict, process, held_out)
+        scores = lambda state: classify(functools.partial(predict, {"params": state.measured}), held_out, process)
+        evaluate = lambda state: {"test_accuracy": accuracy(*scores(state))}
         state = fit(step, state, batches, run, steps=config.steps, evaluate=evaluate, evaluate_every=config.evaluate_every)
-        logits, labels = predictions(predict, process, held_out, state)
+        logits, labels = scores(state)
         metrics = {"test_accuracy": accuracy(logits, labels)}
-        draw(held_out, logits, labels, run.figures)
+        figures.confusion_matrix(labels, logits.argmax(1), held_out.classes, run.figures / "confusion.png")
+        figures.mistakes(held_out, logits, labels, run.figures / "mistakes.png")
         if config.study_steps:
             run.say(f"leaving out one ingredient at a time: {STUDY_SEEDS} runs of {config.study_steps:,} steps for each")
             given = config, module, process, source, held_out
@@ -117,19 +103,6 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
             accuracies = {name.replace(" ", "_"): float(curve.accuracy[:, -1].mean()) for name, curve in curves.items()}
             metrics |= {f"test_accuracy_of_{config.study_examples}/{name}": value for name, value in accuracies.items()}
         return run.finish(state, metrics)
-
-
-def labelled(spec: str, split: Literal["train", "test"], config: Config) -> Source:
-    """A source with classes, kept in memory once it was read."""
-    source = open_source(spec, split, data_dir=config.data_dir)
-    if not source.classes:
-        raise UserError(f"{spec} has no labels: choose a data set of pictures with classes")
-    return Cached(source)
-
-
-def some(length: int, most: int) -> Iterator[int]:
-    """Indices of at most `most` examples, evenly chosen."""
-    return map(int, np.linspace(0, length - 1, min(length, most)))
 
 
 def example(example: dict[str, Any], rng: np.random.Generator, *, process: ImageProcessor) -> dict[str, np.ndarray]:
@@ -144,20 +117,6 @@ def loss(
     logits = module.apply({"params": params}, batch["image"], train=True, rngs={"dropout": key})
     value = LOSSES[module.backward](logits, batch["label"])
     return value, Aux({"train_accuracy": (logits.argmax(-1) == batch["label"]).mean()})
-
-
-def predictions(
-    predict: Callable[[PyTree, Iterator], Float[np.ndarray, "B C"]], process: ImageProcessor, held_out: Source, state: TrainState
-) -> tuple[Float[np.ndarray, "B C"], Int[np.ndarray, "B"]]:
-    """Logits and classes of all held-out examples."""
-    labels = np.array([held_out[index]["label"] for index in range(len(held_out))])
-    images = (process(held_out[index]["image"]) for index in range(len(held_out)))
-    return predict({"params": state.measured}, images).astype(np.float32), labels
-
-
-def measure(predict: Callable, process: ImageProcessor, held_out: Source, state: TrainState) -> dict[str, float]:
-    """The share of held-out examples whose class is found."""
-    return {"test_accuracy": accuracy(*predictions(predict, process, held_out, state))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +159,7 @@ def learn(recipe: Recipe, config: Config, module: MLP, process: ImageProcessor, 
     prepare = process if recipe.normalised else lambda image: process.resize(image).astype(np.float32)
 
     def arrays(source: Source, count: int) -> tuple[Float[Array, "B H W C"], Int[Array, "B"]]:
-        chosen = [source[index] for index in some(len(source), count)]
+        chosen = list(some(source, count))
         return jnp.stack([prepare(one["image"]) for one in chosen]), jnp.array([one["label"] for one in chosen])
 
     (images, labels), (test_images, test_labels) = arrays(source, config.study_examples), arrays(held_out, STUDY_TESTED)
@@ -232,27 +191,6 @@ def learn(recipe: Recipe, config: Config, module: MLP, process: ImageProcessor, 
         state, measured = some_steps(state, keys[:, last - each : last])
         rows.append(measured)
     return Curves(np.array(steps), *(np.stack(values, 1) for values in zip(*jax.device_get(rows))))
-
-
-def draw(held_out: Source, logits: Float[np.ndarray, "B C"], labels: Int[np.ndarray, "B"], directory: Path) -> None:
-    """What was taken for what, and the mistakes that were made with most conviction."""
-    found = logits.argmax(1)
-    score = accuracy(logits, labels)
-    title = f"{len(labels):,} held-out pictures, {score:.2%} right"
-    figures.confusion_matrix(labels, found, held_out.classes, directory / "confusion.png", title=title)
-    wrong = np.flatnonzero(found != labels)
-    conviction = jax.nn.softmax(logits).max(1)
-    wrong = wrong[np.argsort(-conviction[wrong], kind="stable")][:24]
-    if not len(wrong):
-        return
-    columns = min(8, max(len(wrong), 4))
-    figure, axes = figures.subplots(-(-len(wrong) // columns), columns, 1.35, 1.95)
-    for axis, index in zip(axes, wrong):
-        figures.show(axis, held_out[int(index)]["image"])
-        said, true = held_out.classes[found[index]], held_out.classes[labels[index]]
-        axis.set_title(f"{said}, {conviction[index]:.0%} sure\nis {true}", fontsize=8)
-    figure.suptitle("the surest mistakes", fontsize=10)
-    figures.save(figure, directory / "mistakes.png")
 
 
 def draw_study(curves: dict[str, Curves], config: Config, path: Path) -> None:

@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxdl import figures, launch
-from jaxdl.data import Cached, Source, open_source, train_batches
+from jaxdl.data import Source, open_labelled, train_batches
 from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError
 from jaxdl.losses import cross_entropy
@@ -110,11 +110,7 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
     # To look inside is what this is for.
     every = execution.inspect_every or max(config.steps // 20, 1)
     with Run.open(workdir, "normalization", config, dataclasses.replace(execution, inspect_every=every)) as run:
-        source = Cached(open_source(config.data, "train", data_dir=config.data_dir, resolution=config.resolution))
-        test = open_source(config.eval_data or config.data, "test", data_dir=config.data_dir, resolution=config.resolution)
-        for spec, opened in ((config.data, source), (config.eval_data or config.data, test)):
-            if not opened.classes:
-                raise UserError(f"{spec} has no labels: choose a data set of pictures that has")
+        source, test = open_labelled(config.data, config.eval_data, data_dir=config.data_dir, resolution=config.resolution)
         order = np.random.default_rng(0).permutation(len(source))
         cut = round(config.validation * len(source))
         if cut == 0:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from annotated_types import Ge, Gt, Lt
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxdl import figures, launch
 from jaxdl.data import train_batches
@@ -34,8 +34,9 @@ from jaxdl.data.names import Alphabet, Names, normalise, open_names
 from jaxdl.errors import UserError
 from jaxdl.losses import cross_entropy
 from jaxdl.metrics import accuracy
+from jaxdl.metrics.counting import NGrams, naive_bayes
 from jaxdl.nn import Recurrent, SequenceModel
-from jaxdl.training import ASIDE, Aux, Batch, Execution, Layout, Run, fit, init_state, make_step
+from jaxdl.training import ASIDE, Aux, Batch, Execution, Layout, Run, fit, start
 from jaxdl.training.logging import read_metrics
 from jaxdl.training.processes import is_first
 
@@ -121,23 +122,13 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
             dtype=jnp.bfloat16 if config.precision == "bf16" else None,
         )
         module = SequenceModel(core, features=task.answers, mode=task.mode)
-        schedule = config.schedule()
-        optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay))
         example = task.example(task.source[0], np.random.default_rng(0))
-        state = init_state(
-            lambda key: module.init(key, jax.nn.one_hot(example["symbols"][None], task.symbols)),
-            optimizer,
-            seed=config.seed,
-            ema=config.ema_decay > 0,
-            shardings=run.layout.state_shardings,
-        )
-        step = make_step(
+        step, state = start(
+            config,
+            run.layout,
             functools.partial(loss, module, task.symbols),
-            optimizer,
-            schedule=schedule,
-            accumulate=config.accumulate,
-            ema_decay=config.ema_decay or None,
-            axis_name=run.layout.axis_name,
+            functools.partial(optax.adamw, weight_decay=config.weight_decay),
+            lambda key: module.init(key, jax.nn.one_hot(example["symbols"][None], task.symbols)),
         )
 
         network = Network(module, task.symbols, run.layout)
@@ -298,11 +289,8 @@ class Classify(Task):
 
         labels, classes = self.held_out.labels, self.source.classes
         guessed = network(params, self.rows).argmax(1)
-        share = (guessed == labels).mean()
-        figures.confusion_matrix(
-            labels, guessed, classes, directory / "confusion.png", title=f"{len(labels):,} held-out names, {share:.0%} right"
-        )
-        draw_reading(*self.readings(network, params), classes, directory / "reading.png")
+        figures.confusion_matrix(labels, guessed, classes, directory / "confusion.png", things="names")
+        figures.readings(*self.readings(network, params), classes, directory / "reading.png")
         bayes = naive_bayes(self.source).predict(self.held_out.names)
         majority = np.bincount(self.source.labels).argmax()
         return {
@@ -342,16 +330,6 @@ class Classify(Task):
             said = f" ({unknown} character{'s' * (unknown > 1)} unknown)" if unknown else ""
             lines.append(f"{name}{said}: {', '.join(likely)}")
         return lines
-
-
-def naive_bayes(source: Names) -> Any:
-    """What counting does: naive Bayes over all runs of one to four characters inside words, fitted to a source."""
-    from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.naive_bayes import MultinomialNB
-    from sklearn.pipeline import make_pipeline
-
-    counted = CountVectorizer(analyzer="char_wb", ngram_range=(1, 4), lowercase=False)
-    return make_pipeline(counted, MultinomialNB(alpha=0.1)).fit(source.names, source.labels)
 
 
 class Generate(Task):
@@ -404,8 +382,10 @@ class Generate(Task):
         held_out = list(zip(self.held_out.names, self.held_out.labels.tolist()))
         by_counting = [counted.bits(name, label) for name, label in held_out]
         alone = [counted.bits(name, label, order=1) for name, label in held_out]
-        draw_names(names, new, classes, directory / "names.png", temperature=config.temperature)
-        draw_bits(self.bits(network, params), by_counting, self.held_out.labels, classes, directory / "bits.png")
+        figures.written_names(names, new, classes, directory / "names.png", temperature=config.temperature)
+        figures.bits_by_class(
+            self.bits(network, params), by_counting, self.held_out.labels, classes, directory / "bits.png", order=NGrams.ORDER
+        )
         return {
             "ngram_bits": float(np.mean(np.concatenate(by_counting))),
             "unigram_bits": float(np.mean(np.concatenate(alone))),
@@ -417,45 +397,6 @@ class Generate(Task):
 
 GENERATED = 56
 """Names that are written of each language: 1,008 of eighteen."""
-
-
-class NGrams:
-    """Probabilities of characters by counting what followed the last few: of a language, or else of all (interpolated; Witten and Bell 1991, method C).
-
-    With `N` followers counted, `T` of them distinct, `p = (count + T · p of the next shorter history) / (N + T)`; the shortest history is none, below it all symbols are alike. At each length the counts of all languages come before those of the one.
-    """
-
-    ORDER = 5
-    """Of the histories four characters long. Longer ones gain nothing here."""
-
-    def __init__(self, source: Names, length: int):
-        """Names are cut after `length` characters, their end counted as one."""
-        self.length = length
-        self.symbols = len(set().union(*source.names)) + 2
-        self.followers: dict[tuple, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-        for name, label in zip(source.names, source.labels.tolist()):
-            for history, character in self._steps(name):
-                for start in range(len(history) + 1):
-                    for scope in (None, label):
-                        self.followers[scope, history[start:]][character] += 1
-
-    def _steps(self, name: str) -> Iterable[tuple[str, str]]:
-        """Each character, the end last, and those before it."""
-        written = "\0" * (self.ORDER - 1) + name + "\0"
-        for index in range(self.ORDER - 1, min(len(written), self.length + self.ORDER - 1)):
-            yield written[index - self.ORDER + 1 : index], written[index]
-
-    def bits(self, name: str, label: int, order: int = ORDER) -> Float[np.ndarray, "T"]:
-        """−log₂ of the probability of each character of a name, and of its end."""
-        probabilities = []
-        for history, character in self._steps(name):
-            probability = 1 / self.symbols
-            for start in range(len(history), len(history) - order, -1):
-                for scope in (None, label):
-                    if seen := self.followers.get((scope, history[start:])):
-                        probability = (seen[character] + len(seen) * probability) / (seen.total() + len(seen))
-            probabilities.append(probability)
-        return -np.log2(probabilities)
 
 
 class Tag(Task):
@@ -505,7 +446,7 @@ class Tag(Task):
 
     def conclude(self, network: Network, params: PyTree, directory: Path) -> dict[str, float]:
         guessed = network(params, self.rows).argmax(-1)
-        draw_words(self.held_out.names, guessed, self.tags, directory / "words.png")
+        figures.words_found([joined(name)[0] for name in self.held_out.names], guessed, self.tags, directory / "words.png")
         majority = float(1 - self.tags[self.counts(self.rows)].mean())
         return {"majority_accuracy": majority} | self.scores(self.by_counting(), "counting")
 
@@ -572,7 +513,13 @@ class Copy(Task):
         return {"copy_accuracy": float(right[self.targets > 0].mean())}
 
     def conclude(self, network: Network, params: PyTree, directory: Path) -> dict[str, float]:
-        draw_copy(np.exp(network(params, self.rows[:1])[0]), self.rows[0], self.targets[0], directory / "copy.png")
+        figures.copied(
+            np.exp(network(params, self.rows[:1])[0]),
+            self.rows[0],
+            self.targets[0],
+            directory / "copy.png",
+            signs={self.BLANK: "·", self.SIGN: "!"},
+        )
         return {"chance_accuracy": 1 / self.VALUES}
 
     @property
@@ -624,137 +571,8 @@ def compare(task: Task, run: Run, measured: dict[str, float], concluded: dict[st
         }
         curves[task.named].append({"step": run.config.steps, f"eval/{task.score}": measured[task.score]})
         levels = {label: concluded[metric] for metric, label in task.simpler.items()}
-        draw_curves(curves, task.score, levels, run.figures / "beside.png")
+        figures.beside(curves, task.score, levels, run.figures / "beside.png")
     return metrics
-
-
-# Pictures. ---------------------------------------------------------------------------------------------------------------------
-
-
-def draw_curves(curves: dict[str, list[dict[str, float]]], score: str, levels: dict[str, float], path: Path) -> None:
-    """A score on held-out data in the course of training, for several runs, and what simpler methods reach."""
-    figure, (axis,) = figures.subplots(1, 1, 6, 4)
-    for name, rows in curves.items():
-        steps, values = zip(*[(row["step"], row[f"eval/{score}"]) for row in rows])
-        axis.plot(steps, values, marker=".", label=f"{name.replace('_', ' ')}: {values[-1]:.3f}")
-    for (label, level), color in zip(levels.items(), ("0.35", "0.65")):
-        axis.axhline(level, color=color, linestyle="--", linewidth=1, label=f"{label}: {level:.3f}")
-    axis.set(xlabel="step", ylim=(0, 1.02))
-    axis.set_title(f"{score.replace('_', ' ')} in the course of training", fontsize=10)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    figures.save(figure, path)
-
-
-def draw_reading(
-    names: Sequence[str], readings: Sequence[Float[np.ndarray, "_ C"]], labels: Sequence[int], classes: Sequence[str], path: Path
-) -> None:
-    """For each name the probabilities of the likeliest languages after each of its characters; its own language is marked."""
-    figure, axes = figures.subplots(-(-len(names) // 2), 2, 5.5, 1.7)
-    for axis, name, reading, label in zip(axes, names, readings, labels):
-        shown = list(np.argsort(-reading.max(0), kind="stable")[:4])
-        shown = shown if label in shown else [*shown[:3], label]
-        axis.imshow(reading[:, shown].T, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        for (column, row), share in np.ndenumerate(reading[:, shown]):
-            if share >= 0.1:
-                axis.text(
-                    column,
-                    row,
-                    f"{100 * share:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color="white" if share < 0.6 else "black",
-                )
-        axis.set_xticks(range(len(name)), [character.replace(" ", "␣") for character in name], fontsize=9)
-        axis.set_yticks(range(len(shown)), [classes[index] for index in shown], fontsize=8)
-        for tick, index in zip(axis.get_yticklabels(), shown):
-            tick.set(color="tab:green" if index == label else "0.3", fontweight="bold" if index == label else "normal")
-    figure.suptitle("the language, if the name ended there, in per cent (green: the right one)", fontsize=10)
-    figures.save(figure, path)
-
-
-def draw_names(
-    names: Sequence[str], new: Bool[np.ndarray, "N"], classes: Sequence[str], path: Path, *, temperature: float, shown: int = 5
-) -> None:
-    """The first names that were written of each language."""
-    rows = np.reshape(names, (len(classes), -1))[:, :shown]
-    figure, (axis,) = figures.subplots(1, 1, 2.1 * (shown + 0.6), 0.27 * len(classes) + 0.7)
-    axis.set_axis_off()
-    axis.set(xlim=(-0.6, shown), ylim=(len(classes), -0.5))
-    for row, (language, written) in enumerate(zip(classes, rows)):
-        axis.text(-0.6, row, language, fontsize=9, fontweight="bold", va="center")
-        for column, name in enumerate(written):
-            color = "black" if np.reshape(new, (len(classes), -1))[row, column] else "tab:orange"
-            axis.text(column, row, name or "∅", fontsize=9, va="center", color=color)
-    axis.set_title(
-        f"names that the network wrote, at temperature {temperature:g} (orange: also among those it read)", fontsize=10
-    )
-    figures.save(figure, path)
-
-
-def draw_bits(
-    ours: Float[np.ndarray, "N T"],
-    counted: Sequence[Float[np.ndarray, "_"]],
-    labels: Int[np.ndarray, "N"],
-    classes: Sequence[str],
-    path: Path,
-) -> None:
-    """Bits per character of held-out names, language by language: the network's beside those of counting."""
-    figure, (axis,) = figures.subplots(1, 1, 6.5, 0.26 * len(classes) + 1.1)
-    places = np.arange(len(classes))
-    by_language = lambda rows: [
-        np.nanmean(np.concatenate([rows[i] for i in np.flatnonzero(labels == label)])) for label in places
-    ]
-    network = by_language(ours)
-    axis.barh(places - 0.2, network, 0.4, label="network", color="tab:blue")
-    axis.barh(places + 0.2, by_language(counted), 0.4, label=f"counting {NGrams.ORDER} characters at a time", color="0.7")
-    axis.set_yticks(places, classes, fontsize=8)
-    axis.invert_yaxis()
-    axis.set(xlabel="bits per character (less is better)")
-    axis.set_title("how surprising held-out names are", fontsize=10)
-    axis.grid(axis="x", alpha=0.3)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
-    figures.save(figure, path)
-
-
-def draw_words(
-    names: Sequence[str], guessed: Int[np.ndarray, "N T"], tags: Int[np.ndarray, "N T"], path: Path, shown: int = 16
-) -> None:
-    """What was read, and where words were found to begin."""
-    chosen = [index for index in np.random.default_rng(0).permutation(len(tags)).tolist() if tags[index, 1:].any()][:shown]
-    figure, (axis,) = figures.subplots(1, 1, 9, 0.27 * len(chosen) + 0.9)
-    axis.set_axis_off()
-    axis.set(xlim=(0, 3), ylim=(len(chosen), -1.2))
-    for column, title in enumerate(("what is read", "with the words found", "what was written")):
-        axis.text(column, -1, title, fontsize=9, fontweight="bold", va="center")
-    for row, index in enumerate(chosen):
-        text = joined(names[index])[0][: tags.shape[1]]
-        found, truth = ("".join(" " * begin + c for c, begin in zip(text, row)).strip() for row in (guessed[index], tags[index]))
-        color = "tab:green" if found == truth else "tab:red"
-        for column, words in enumerate((text, found, truth)):
-            axis.text(column, row, words, fontsize=8, va="center", family="monospace", color=color if column == 1 else "black")
-    axis.set_title("words found again in held-out names of several words (green: all of them right)", fontsize=10)
-    figures.save(figure, path)
-
-
-def draw_copy(
-    probabilities: Float[np.ndarray, "T A"], symbols: Int[np.ndarray, "T"], targets: Int[np.ndarray, "T"], path: Path
-) -> None:
-    """The probability of each symbol at every step, and what was read and is wanted."""
-    figure, (axis,) = figures.subplots(1, 1, max(6.0, 0.22 * len(symbols) + 1.6), 3.2)
-    drawn = axis.imshow(
-        probabilities[:, 1:].T, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest", origin="lower"
-    )
-    names = {Copy.BLANK: "·", Copy.SIGN: "!"}
-    axis.set_xticks(range(len(symbols)), [names.get(symbol, str(symbol)) for symbol in symbols.tolist()], fontsize=8)
-    axis.set_yticks(range(Copy.VALUES), range(1, 1 + Copy.VALUES), fontsize=8)
-    (wanted,) = np.nonzero(targets)
-    axis.scatter(wanted, targets[wanted] - 1, s=50, facecolors="none", edgecolors="tab:red", label="wanted")
-    axis.set(xlabel="what is read, step by step ( · blank, ! repeat now)", ylabel="answer")
-    axis.set_title("a sequence that was not trained on: circles are the symbols to repeat", fontsize=10)
-    figure.colorbar(drawn, ax=axis, label="probability")
-    figures.save(figure, path)
 
 
 EXPERIMENT = launch.Experiment(

@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-import optax
-import optax.contrib
 from annotated_types import Ge, Gt, Lt
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
@@ -25,7 +23,7 @@ from jaxdl.losses import sigmoid_loss
 from jaxdl.metrics import accuracy, recall_at
 from jaxdl.models.siglip import VARIANTS, SigLIP, TextTower, VisionTower
 from jaxdl.nn import ATTENTIONS, stack_blocks
-from jaxdl.training import Aux, Batch, Execution, Layout, Run, TrainState, fit, init_state, make_step
+from jaxdl.training import OPTIMIZERS, Aux, Batch, Execution, Layout, Run, TrainState, fit, start
 
 TEMPLATES = ("a photo of {}", "a picture of {}", "this is {}", "{}")
 """Captions of a labelled picture, and the prompts that its class is recognised by."""
@@ -35,12 +33,6 @@ AUGMENTATIONS: dict[str, Augment] = {
     "none": lambda image, rng: image,
     "flip": random_flip,
     "crop": lambda image, rng: random_flip(random_resized_crop(image, rng, scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3)), rng),
-}
-
-OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], optax.GradientTransformation]] = {
-    "adamw": lambda schedule, decay: optax.adamw(schedule, b2=0.95, weight_decay=decay),
-    # Muon orthogonalises the updates of matrices, and leaves the rest to Adam (Jordan et al. 2024).
-    "muon": lambda schedule, decay: optax.contrib.muon(schedule, weight_decay=decay, adam_b2=0.95),
 }
 
 Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "B T"]]
@@ -138,27 +130,15 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
             pair, augment=AUGMENTATIONS[config.augment], process=process, tokenize=tokenize, classes=source.classes
         )
         batches = train_batches(Cached(source), transform, batch_size=config.batch_size, seed=config.seed, **run.shard)
-        schedule = config.schedule()
-        optimizer = optax.chain(
-            optax.clip_by_global_norm(config.clip), OPTIMIZERS[config.optimizer](schedule, config.weight_decay)
-        )
         images, tokens = jnp.asarray(process(source[0]["image"]))[None], jnp.asarray(tokenize([""]))
-        state = init_state(
-            lambda key: module.init(key, images, tokens),
-            optimizer,
-            seed=config.seed,
-            ema=config.ema_decay > 0,
-            params=params,
-            shardings=run.layout.state_shardings,
-        )
         objective = run.layout.over_batch(functools.partial(sigmoid_loss, chunk_size=config.chunk_size or None))
-        step = make_step(
+        step, state = start(
+            config,
+            run.layout,
             functools.partial(loss, module, objective),
-            optimizer,
-            schedule=schedule,
-            accumulate=config.accumulate,
-            ema_decay=config.ema_decay or None,
-            axis_name=run.layout.axis_name,
+            lambda schedule: OPTIMIZERS[config.optimizer](schedule, config.weight_decay),
+            lambda key: module.init(key, images, tokens),
+            params,
         )
 
         evaluate = functools.partial(measure, embed, retrieval, tasks)

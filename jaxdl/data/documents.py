@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from jaxdl.data.sources import TFDS, Split
+from jaxdl.data.sources import HELD_OUT_NAMES, TFDS, Split
 from jaxdl.errors import UserError, unknown
 
 HELD_OUT = 0.1
@@ -47,7 +47,7 @@ def _standard_library(split: Split) -> list[str]:
 
 def _read(path: Path, split: Split) -> list[str]:
     if (path / "train").is_dir():
-        names = ("train",) if split == "train" else ("val", "validation", "valid", "dev", "test")
+        names = ("train",) if split == "train" else HELD_OUT_NAMES
         folder = next((path / name for name in names if (path / name).is_dir()), None)
         if folder is None:
             raise UserError(f"there is no held-out text beside {path / 'train'}: put it into {path / 'val'}")

@@ -1,7 +1,7 @@
 """Sources: random-access data sets of dicts, opened by a spec such as `builtin:scenes`, `tfds:mnist` or `folder:PATH`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ from jaxdl.errors import UserError, unknown
 Split = Literal["train", "test"]
 
 TRAIN_SCENES, TEST_SCENES = 60_000, 2_000
-_HELD_OUT_NAMES = ("val", "validation", "valid", "dev", "test")
+HELD_OUT_NAMES = ("val", "validation", "valid", "dev", "test")
 _IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -54,6 +54,28 @@ def open_source(spec: str, split: Split, *, data_dir: str = "", resolution: int 
         case "folder", str(name) if name:
             return open_folder(_folder_of(Path(name).expanduser(), split))
     raise UserError(f"--data {spec!r} is no data set: give builtin:NAME, tfds:NAME[/CONFIG][:VERSION] or folder:PATH")
+
+
+def open_labelled(data: str, eval_data: str = "", *, data_dir: str = "", resolution: int = 32) -> tuple["Cached", "Cached"]:
+    """What to train on and what is held out, of `data` itself where `eval_data` is empty: pictures of the same classes, kept in memory once they were read.
+
+    The specs are `open_source`'s. Raises `UserError` also for a source without labels, and if the classes differ.
+    """
+    opened = []
+    for spec, split in ((data, "train"), (eval_data or data, "test")):
+        source = open_source(spec, split, data_dir=data_dir, resolution=resolution)
+        if not source.classes:
+            raise UserError(f"{spec} has no labels: choose a data set of pictures with classes")
+        opened.append(Cached(source))
+    source, held_out = opened
+    if source.classes != held_out.classes:
+        raise UserError(f"the classes of training and held-out data differ: {source.classes} and {held_out.classes}")
+    return source, held_out
+
+
+def some(source: Source, most: int) -> Iterator[dict[str, Any]]:
+    """At most `most` examples of a source, evenly chosen, the first and the last among them."""
+    return (source[int(index)] for index in np.linspace(0, len(source) - 1, min(len(source), most)))
 
 
 class Digits:
@@ -210,7 +232,7 @@ def _folder_of(path: Path, split: Split) -> Path:
     train = path / "train" if (path / "train").is_dir() else path
     if split == "train":
         return train
-    for name in _HELD_OUT_NAMES:
+    for name in HELD_OUT_NAMES:
         if (train.parent / name).is_dir() and train.parent / name != train:
             return train.parent / name
     raise UserError(

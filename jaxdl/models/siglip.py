@@ -130,10 +130,10 @@ class SigLIP(nn.Module):
         return SigLIPOutput(images, texts, self.log_temperature, self.bias)
 
     def embed_images(self, images: Float[Array, "I H W C"], *, train: bool = False) -> Float[Array, "I D"]:
-        return _normalize(self.vision(images, train=train))
+        return normalize(self.vision(images, train=train))
 
     def embed_texts(self, tokens: Int[Array, "J T"], *, train: bool = False) -> Float[Array, "J D"]:
-        return _normalize(self.text(tokens, train=train))
+        return normalize(self.text(tokens, train=train))
 
     @classmethod
     def variant(cls, name: str, **changes: Any) -> "SigLIP":
@@ -145,7 +145,7 @@ class SigLIP(nn.Module):
         return cls(VisionTower(patch=row.patch, **size), TextTower(vocabulary=row.vocabulary, features=row.width, **size))
 
 
-def _normalize(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+def normalize(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
     """To unit length, in float32."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
@@ -214,7 +214,7 @@ def _tower_fields(config: dict, name: str) -> dict[str, Any]:
     )
 
 
-def _patch_kernel(tensor: np.ndarray) -> np.ndarray:
+def patch_kernel(tensor: np.ndarray) -> np.ndarray:
     """A convolution's `D C h w` as a matrix `h·w·C, D` on patches."""
     return tensor.transpose(2, 3, 1, 0).reshape(-1, len(tensor))
 
@@ -226,7 +226,7 @@ PUBLISHED = Table(
     {
         "log_temperature": ("logit_scale", scalar),
         "bias": ("logit_bias", scalar),
-        "vision/patches/projection/kernel": ("vision_model.embeddings.patch_embedding.weight", _patch_kernel),
+        "vision/patches/projection/kernel": ("vision_model.embeddings.patch_embedding.weight", patch_kernel),
         "vision/patches/projection/bias": ("vision_model.embeddings.patch_embedding.bias", unchanged),
         "text/tokens/embedding": ("text_model.embeddings.token_embedding.weight", unchanged),
         "(vision|text)/positions/table": (r"\1_model.embeddings.position_embedding.weight", unchanged),

@@ -1,5 +1,6 @@
 """State, step, loop, checkpoints, logs: training that knows no model."""
 
+from jaxdl.training.beginning import OPTIMIZERS, matrices, start
 from jaxdl.training.inside import Inside, look
 from jaxdl.training.loop import Interrupted, fit
 from jaxdl.training.parallel import Layout, data_mesh, distribute
@@ -9,6 +10,7 @@ from jaxdl.training.step import Aux, Batch, make_step
 
 __all__ = [
     "ASIDE",
+    "OPTIMIZERS",
     "Aux",
     "Batch",
     "Execution",
@@ -23,5 +25,7 @@ __all__ = [
     "init_state",
     "look",
     "make_step",
+    "matrices",
     "parameters_sha256",
+    "start",
 ]

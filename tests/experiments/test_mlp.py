@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.mlp import Config, Recipe, labelled, learn, main, recipes
+from experiments.mlp import Config, Recipe, learn, main, recipes
+from jaxdl.data import open_labelled
 from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError
 from jaxdl.models.mlp import MLP
@@ -65,7 +66,7 @@ def test_each_recipe_lacks_one_ingredient():
 def test_a_recipe_is_followed():
     """A penalty so strong that nothing can be learned, and the same without it."""
     config = Config(hidden=(16,), study_steps=80, study_examples=100)
-    source, held_out = (labelled("builtin:digits", split, config) for split in ("train", "test"))
+    source, held_out = open_labelled("builtin:digits")
     process = ImageProcessor.standardising((source[index]["image"] for index in range(100)), 8)
     follow = lambda *recipe: learn(Recipe(*recipe), config, MLP((16,)), process, source, held_out)
     free, tied = follow(True, 0.0, 0.0, 20), follow(True, 5.0, 0.0, 20)

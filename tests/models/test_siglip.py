@@ -36,7 +36,9 @@ def test_loss_and_gradient_are_those_of_the_plain_model(changes):
     other = model(**changes)
     value, gradient = jax.jit(jax.value_and_grad(lambda p: loss(other, p)))(stack_blocks(params) if stacked else params)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    chex.assert_trees_all_close(unstack_blocks(gradient) if stacked else gradient, wanted, rtol=1e-4, atol=1e-5)
+    # A bias may be the sum of many terms that cancel: what is left of rounding grows with the terms, not with the sum.
+    for mine, theirs in zip(*map(jax.tree.leaves, (unstack_blocks(gradient) if stacked else gradient, wanted)), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6 * max(1.0, float(jnp.abs(theirs).max())))
     if stacked:
         initial = other.init(jax.random.key(0), images, tokens)["params"]
         chex.assert_trees_all_equal_shapes(initial, stack_blocks(params))

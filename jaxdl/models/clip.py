@@ -1,0 +1,292 @@
+"""CLIP: an image tower and a text tower that learn which text of a batch belongs to which image (Radford et al. 2021, arXiv:2103.00020)."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxdl.errors import UserError, unknown
+from jaxdl.models.siglip import normalize, patch_kernel
+from jaxdl.nn import (
+    Attention,
+    FeedForward,
+    LayerNorm,
+    LearnedPositions,
+    MultiHeadAttention,
+    Transformer,
+    TransformerBlock,
+    dot_product_attention,
+    gelu,
+    patchify,
+    silu,
+)
+from jaxdl.weights import Table, dense, norm, scalar, unchanged
+
+
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`x σ(1.702 x)`, the coarser of two approximations of GELU (Hendrycks and Gimpel 2016, section 2), with which OpenAI's models were trained."""
+    return silu(x, 1.702)
+
+
+class VisionTower(nn.Module):
+    """A ViT with a normalisation before its first block, read out at its class token: images `B H W C` to vectors `B features`, not normalised.
+
+    The number of positions is fixed by the resolution at initialisation. `scan` and `remat` are those of `Transformer`. Raises `UserError` for images that cannot be cut into patches.
+    """
+
+    patch: int
+    width: int
+    depth: int
+    num_heads: int
+    hidden: int
+    features: int
+    activation: Callable[[Array], Array] = quick_gelu
+    attention: Attention = dot_product_attention
+    eps: float = 1e-5
+    dropout: float = 0.0
+    scan: bool = False
+    remat: bool = False
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B D"]:
+        start = nn.initializers.normal(self.width**-0.5)
+        # The patches have no bias: the positions that are added have one for each of them.
+        x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="patches")(patchify(images, self.patch))
+        token = self.param("class_token", start, (self.width,)).astype(x.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, self.width)), x], axis=1)
+        x = LearnedPositions(name="positions")(x)
+        x = LayerNorm(self.eps, name="norm")(x)
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = _encoder(self)(x, train=train)
+        return nn.Dense(self.features, use_bias=False, kernel_init=start, dtype=self.dtype, name="head")(x[:, 0])
+
+
+class TextTower(nn.Module):
+    """A causal Transformer, as GPT-2 is one, read out where the text ends: tokens `B T` to vectors `B features`, not normalised.
+
+    `end` is the token that ends a text; of several the first counts, since the published tokenizer fills up with it, and what comes later is never seen. Without it (None) the highest token id of a row is taken for the end, as in OpenAI's code, whose vocabulary has that token last.
+    """
+
+    vocabulary: int
+    width: int
+    depth: int
+    num_heads: int
+    hidden: int
+    features: int
+    end: int | None = None
+    activation: Callable[[Array], Array] = quick_gelu
+    attention: Attention = dot_product_attention
+    eps: float = 1e-5
+    dropout: float = 0.0
+    scan: bool = False
+    remat: bool = False
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B D"]:
+        embedding = nn.Embed(
+            self.vocabulary, self.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype, name="tokens"
+        )
+        x = LearnedPositions(name="positions")(embedding(tokens))
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = _encoder(self, is_causal=True)(x, train=train)
+        ends = (tokens if self.end is None else tokens == self.end).argmax(1)
+        x = jnp.take_along_axis(x, ends[:, None, None], axis=1)[:, 0]
+        start = nn.initializers.normal(self.width**-0.5)
+        return nn.Dense(self.features, use_bias=False, kernel_init=start, dtype=self.dtype, name="head")(x)
+
+
+def _encoder(tower: VisionTower | TextTower, is_causal: bool = False) -> Transformer:
+    """The stack that is the same in both towers. Weights start as OpenAI's code starts those of the text tower: what leads back into the residual stream is smaller, as many sums are added up there."""
+    normal = nn.initializers.normal
+    back = normal((2 * tower.depth * tower.width) ** -0.5)
+    block = TransformerBlock(
+        tower.num_heads,
+        tower.hidden,
+        tower.attention,
+        attention_layer=functools.partial(MultiHeadAttention, kernel_init=normal(tower.width**-0.5), out_init=back),
+        feed_forward_layer=functools.partial(
+            FeedForward, activation=tower.activation, kernel_init=normal((2 * tower.width) ** -0.5), out_init=back
+        ),
+        norm=functools.partial(LayerNorm, tower.eps),
+        is_causal=is_causal,
+        dropout=tower.dropout,
+        dtype=tower.dtype,
+        parent=None,
+    )
+    return Transformer(tower.depth, block, scan=tower.scan, remat=tower.remat, name="encoder")
+
+
+@flax.struct.dataclass
+class CLIPOutput:
+    """`image_embeddings` (I D) and `text_embeddings` (J D) are L2-normalised; the softmax of `logits[i]` over the texts says which of them image i has.
+
+    `log_temperature` is the learned scalar. Leaves may be abstract or stacked, as in any pytree.
+    """
+
+    image_embeddings: PyTree
+    text_embeddings: PyTree
+    log_temperature: PyTree
+
+    @property
+    def logits(self) -> Float[Array, "I J"]:
+        """Cosine similarity · exp(log_temperature)."""
+        return self.image_embeddings @ self.text_embeddings.T * jnp.exp(self.log_temperature)
+
+
+class CLIP(nn.Module):
+    """The two towers with a learned temperature (from log 1/0.07, section 2.5 of the paper).
+
+    `CLIP.variant("B/32")` is a published size. `apply(variables, images, tokens)` gives a `CLIPOutput`; with `method="embed_images"` or `"embed_texts"` one tower alone is run.
+    """
+
+    vision: VisionTower
+    text: TextTower
+
+    def setup(self) -> None:
+        self.log_temperature = self.param("log_temperature", nn.initializers.constant(math.log(1 / 0.07)), ())
+
+    def __call__(self, images: Float[Array, "I H W C"], tokens: Int[Array, "J T"], *, train: bool = False) -> CLIPOutput:
+        images, texts = self.embed_images(images, train=train), self.embed_texts(tokens, train=train)
+        return CLIPOutput(images, texts, self.log_temperature)
+
+    def embed_images(self, images: Float[Array, "I H W C"], *, train: bool = False) -> Float[Array, "I D"]:
+        return normalize(self.vision(images, train=train))
+
+    def embed_texts(self, tokens: Int[Array, "J T"], *, train: bool = False) -> Float[Array, "J D"]:
+        return normalize(self.text(tokens, train=train))
+
+    @classmethod
+    def variant(cls, name: str, **changes: Any) -> "CLIP":
+        """The published model `name` of `VARIANTS`; `changes` (`attention`, `dtype`, `dropout`, `scan`, `remat`) go to both towers."""
+        if name not in VARIANTS:
+            raise unknown("CLIP variant", name, VARIANTS)
+        row = VARIANTS[name]
+        size = lambda width, depth: dict(width=width, depth=depth, num_heads=width // HEAD_WIDTH, hidden=4 * width)
+        vision = VisionTower(patch=row.patch, features=row.features, **size(row.width, row.depth), **changes)
+        text = TextTower(VOCABULARY, features=row.features, end=VOCABULARY - 1, **size(row.text_width, row.text_depth), **changes)
+        return cls(vision, text)
+
+
+HEAD_WIDTH = 64
+"""Of every head in every published size (Radford et al. 2021, table 20: the heads are the widths divided by it)."""
+VOCABULARY = 49_408
+"""Byte pairs, a start and, last, an end of text (ibid., table 18)."""
+LENGTH = 77
+"""Tokens of a text, its start and end included: the context length in OpenAI's code (the paper, section 2.4, says 76)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A published size; heads, hidden widths, vocabulary and length are the same for all."""
+
+    patch: int
+    resolution: int
+    """Side of an image in pixels."""
+    width: int
+    depth: int
+    features: int
+    """Width of the embeddings, into which both towers are projected."""
+    text_width: int
+    text_depth: int
+
+
+# Radford et al. 2021, table 20.
+VARIANTS = {
+    "B/32": Variant(32, 224, 768, 12, 512, 512, 12),
+    "B/16": Variant(16, 224, 768, 12, 512, 512, 12),
+    "L/14": Variant(14, 224, 1024, 24, 768, 768, 12),
+    "L/14@336": Variant(14, 336, 1024, 24, 768, 768, 12),
+}
+
+_ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
+"""OpenAI's, and that of models which others have trained."""
+
+
+def from_config(config: dict, **changes: Any) -> tuple[CLIP, tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
+    """The model that a Hugging Face `config.json` describes, and abstract images and tokens of the sizes it was trained on.
+
+    Fields that are left out have the defaults of transformers' `CLIPVisionConfig` and `CLIPTextConfig`. `changes` (`attention`, `dtype`, `dropout`, `scan`, `remat`) go to both towers. Raises `UserError` for a setting that is not CLIP's.
+    """
+    vision, text = _section(config, "vision_config"), _section(config, "text_config")
+    patch, side, features = vision.get("patch_size", 32), vision.get("image_size", 224), config.get("projection_dim", 512)
+    if not (isinstance(patch, int) and isinstance(side, int)):
+        raise UserError(f"images of {side} pixels in patches of {patch} are not read here: both must be the side of a square")
+    end = text.get("eos_token_id", VOCABULARY - 1)
+    if not isinstance(end, int):
+        raise UserError(f"eos_token_id in text_config is {end!r}: one token ends a text here")
+    module = CLIP(
+        VisionTower(patch=patch, features=features, **_tower_fields(vision, "vision_config", 768, 12, 3072), **changes),
+        TextTower(
+            vocabulary=text.get("vocab_size", VOCABULARY),
+            features=features,
+            # Older files, OpenAI's among them, have a wrong token here, 2, and mean the highest of a row.
+            end=None if end == 2 else end,
+            **_tower_fields(text, "text_config", 512, 8, 2048),
+            **changes,
+        ),
+    )
+    images = jax.ShapeDtypeStruct((1, side, side, vision.get("num_channels", 3)), jnp.float32)
+    return module, (images, jax.ShapeDtypeStruct((1, text.get("max_position_embeddings", LENGTH)), jnp.int32))
+
+
+def _section(config: dict, name: str) -> dict[str, Any]:
+    """The settings of one tower. Older files have them twice, and transformers lets the second one, `…_dict`, decide."""
+    settings = config.get(f"{name}_dict")
+    return (config.get(name) or {}) if settings is None else settings
+
+
+def _tower_fields(config: dict, name: str, width: int, num_heads: int, hidden: int) -> dict[str, Any]:
+    width, num_heads = config.get("hidden_size", width), config.get("num_attention_heads", num_heads)
+    activation, dropout = config.get("hidden_act", "quick_gelu"), config.get("attention_dropout", 0.0)
+    if width % num_heads:
+        raise UserError(f"a hidden_size of {width} in {name} cannot be split into {num_heads} heads")
+    if activation not in _ACTIVATIONS:
+        raise unknown(f"hidden_act in {name}", activation, _ACTIVATIONS)
+    if dropout:
+        raise UserError(f"attention_dropout in {name} is {dropout!r}: CLIP has none, and nothing else is read here")
+    return dict(
+        width=width,
+        depth=config.get("num_hidden_layers", 12),
+        num_heads=num_heads,
+        hidden=config.get("intermediate_size", hidden),
+        activation=_ACTIVATIONS[activation],
+        eps=config.get("layer_norm_eps", 1e-5),
+    )
+
+
+_BLOCK, _LAYER = r"(vision|text)/encoder/block_(\d+)", r"\1_model.encoder.layers.\2"
+
+# The names of transformers' `CLIPModel`, its misspelt `pre_layrnorm` included.
+PUBLISHED = Table(
+    {
+        "log_temperature": ("logit_scale", scalar),
+        "vision/patches/kernel": ("vision_model.embeddings.patch_embedding.weight", patch_kernel),
+        "vision/class_token": ("vision_model.embeddings.class_embedding", unchanged),
+        "text/tokens/embedding": ("text_model.embeddings.token_embedding.weight", unchanged),
+        "(vision|text)/positions/table": (r"\1_model.embeddings.position_embedding.weight", unchanged),
+        **norm("vision/norm", "vision_model.pre_layrnorm"),
+        **norm(f"{_BLOCK}/attention_norm", f"{_LAYER}.layer_norm1"),
+        **dense(f"{_BLOCK}/attention/query", f"{_LAYER}.self_attn.q_proj"),
+        **dense(f"{_BLOCK}/attention/key", f"{_LAYER}.self_attn.k_proj"),
+        **dense(f"{_BLOCK}/attention/value", f"{_LAYER}.self_attn.v_proj"),
+        **dense(f"{_BLOCK}/attention/out", f"{_LAYER}.self_attn.out_proj"),
+        **norm(f"{_BLOCK}/feed_forward_norm", f"{_LAYER}.layer_norm2"),
+        **dense(f"{_BLOCK}/feed_forward/expand", f"{_LAYER}.mlp.fc1"),
+        **dense(f"{_BLOCK}/feed_forward/contract", f"{_LAYER}.mlp.fc2"),
+        **norm("vision/encoder/norm", "vision_model.post_layernorm"),
+        **norm("text/encoder/norm", "text_model.final_layer_norm"),
+        **dense("vision/head", "visual_projection"),
+        **dense("text/head", "text_projection"),
+    },
+    ignored=r".*\.position_ids",
+)

@@ -1,0 +1,66 @@
+"""From an objective and a config to what `fit` takes: the step and the state at its beginning."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import optax
+import optax.contrib
+from jaxtyping import Array, Key, PyTree
+
+from jaxdl.training.parallel import Layout
+from jaxdl.training.state import TrainState, init_state
+from jaxdl.training.step import GradientStep, LossFn, make_step
+
+
+@runtime_checkable
+class Training(Protocol):
+    """What a config says about training (`jaxdl.launch.Training`)."""
+
+    seed: int
+    clip: float
+    accumulate: int
+    ema_decay: float
+
+    def schedule(self) -> optax.Schedule: ...
+
+
+def start(
+    config: Training,
+    layout: Layout,
+    loss_fn: LossFn,
+    optimizer: Callable[[optax.Schedule], optax.GradientTransformation],
+    init: Callable[[Key[Array, ""]], dict[str, Any]],
+    params: PyTree | None = None,
+) -> tuple[GradientStep, TrainState]:
+    """The step that minimises `loss_fn`, and the state at step 0, both as `config` and `layout` want them.
+
+    `optimizer` makes one of a schedule; the gradient is clipped to the norm `config.clip` before it comes there. `init` and `params` are `init_state`'s.
+    """
+    schedule = config.schedule()
+    clipped = optax.chain(optax.clip_by_global_norm(config.clip), optimizer(schedule))
+    state = init_state(init, clipped, seed=config.seed, ema=config.ema_decay > 0, params=params, shardings=layout.state_shardings)
+    step = make_step(
+        loss_fn,
+        clipped,
+        schedule=schedule,
+        accumulate=config.accumulate,
+        ema_decay=config.ema_decay or None,
+        axis_name=layout.axis_name,
+    )
+    return step, state
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw": lambda schedule, decay, *, b2=0.95, mask=None: optax.adamw(schedule, b2=b2, weight_decay=decay, mask=mask),
+    # Muon orthogonalises the updates of matrices, and leaves the rest to Adam (Jordan et al. 2024).
+    "muon": lambda schedule, decay, *, b2=0.95, mask=None: optax.contrib.muon(
+        schedule, weight_decay=decay, weight_decay_mask=mask, adam_b2=b2
+    ),
+}
+"""By name `(schedule, weight_decay, *, b2, mask)`, of which experiments let one choose. `b2` is Adam's β₂, `mask` says what decays (all, where it is None)."""
+
+
+def matrices(params: PyTree) -> PyTree:
+    """A `mask` of weight decay: kernels and embeddings, but no scale and no bias (Radford et al. 2018, section 4.1)."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
