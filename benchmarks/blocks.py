@@ -4,7 +4,7 @@
 
 The arrays and functions are those of `benchmarks.counterparts`. Jax compiles ours and Flax's; torch runs as it is, under `no_grad` where there is no backward pass. Each library has a process of its own, with the same number of threads and with `jaxdl.launch.keep_freed_memory`: that setting belongs to a whole process, and torch profits from it too. The three take turns of some 30 ms, in another order in every round, so that all see the same noise. Each round gives a ratio of times, above 1 where ours is the faster one; the table has their median, range, and after a semicolon the ratio of the least times, which a busy machine disturbs less.
 
-`!` marks rows that want work: ours is slower than Flax by more than 5 %, or slower than torch.
+`=` marks rows that XLA compiles to the same instructions from Flax's function and from ours: what their ratio differs from 1 by is noise. `!` marks rows that want work: by the median and by the least times, ours is slower than Flax by more than 5 %, or slower than torch.
 """
 
 import argparse
@@ -12,14 +12,17 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import torch
+from jaxtyping import PyTree
 
 from benchmarks.counterparts import ROWS, Sides, forward_and_back, tensors, torch_cotangent, torch_forward_and_back
 from jaxdl.errors import UserError, unknown
@@ -44,17 +47,28 @@ def timed(library: str, passes: str, sides: Sides) -> Callable[[], None]:
                 sides.torch(*inputs)
 
         return forward if passes == "forward" else lambda: torch_forward_and_back(sides.torch, theirs, inputs)
+    compiled, arguments = prepared(library, passes, sides)
+    return lambda: jax.block_until_ready(compiled(*arguments))
+
+
+def prepared(library: str, passes: str, sides: Sides) -> tuple[Callable[..., PyTree], Sequence[PyTree]]:
+    """A function of ours or of Flax, to be compiled, and its arguments on the device."""
     function = sides.ours if library == "jaxdl" else sides.flax
     arrays, cotangent = jax.device_put((sides.arrays, sides.cotangent))
-    if passes == "forward":
-        compiled = jax.jit(function)
-        return lambda: jax.block_until_ready(compiled(*arrays))
-    both = jax.jit(forward_and_back(function))
-    return lambda: jax.block_until_ready(both(cotangent, arrays))
+    return (jax.jit(function), arrays) if passes == "forward" else (jax.jit(forward_and_back(function)), (cotangent, arrays))
+
+
+def program(library: str, passes: str, sides: Sides) -> str:
+    """The instructions that XLA compiles, without what tells where they come from, and with names in the order in which they occur."""
+    compiled, arguments = prepared(library, passes, sides)
+    text = re.sub(r", metadata=\{[^}]*\}", "", compiled.lower(*arguments).compile().as_text())
+    text = text[text.index("\n%" if "\n%" in text else "\nENTRY") :]  # Before it stand tables of files and functions.
+    names: dict[str, str] = {}
+    return re.sub(r"%[\w.-]+|[\w.-]+(?=: \w+\[)", lambda match: names.setdefault(match[0].strip("%"), f"%{len(names)}"), text)
 
 
 def serve(library: str, threads: int, turns: Connection) -> None:
-    """The life of a process: for each row and passes that come, prepares and answers with the seconds of one call; for each number, makes so many calls and answers likewise."""
+    """The life of a process: for each row and passes that come, prepares and answers with the program, empty for torch; for each number, makes so many calls and answers with the seconds of one."""
     # XLA takes as many threads as it may use cores.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     torch.set_num_threads(threads)
@@ -62,35 +76,36 @@ def serve(library: str, threads: int, turns: Connection) -> None:
     keep_freed_memory()
     run: Callable[[], None] = lambda: None
     while task := turns.recv():
-        calls = 1
         if isinstance(task, int):
-            calls = task
+            started = time.perf_counter()
+            for _ in range(task):
+                run()
+            turns.send((time.perf_counter() - started) / task)
         else:
             name, passes = task
-            run = timed(library, passes, ROWS[name].sides())
+            sides = ROWS[name].sides()
+            run = timed(library, passes, sides)
             for _ in range(3):
                 run()
-        started = time.perf_counter()
-        for _ in range(calls):
-            run()
-        turns.send((time.perf_counter() - started) / calls)
+            turns.send("" if library == "torch" else program(library, passes, sides))
 
 
-def measure(name: str, passes: str, servers: dict[str, Connection], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a call in each round, for each library that has the row."""
+def measure(name: str, passes: str, servers: dict[str, Connection], rounds: int) -> tuple[dict[str, list[float]], bool]:
+    """Seconds of a call in each round, for each library that has the row, and whether Flax's program is ours."""
 
-    def ask(library: str, task: tuple[str, str] | int) -> float:
+    def ask(library: str, task: tuple[str, str] | int) -> Any:
         servers[library].send(task)
         return servers[library].recv()
 
     libraries = [library for library in LIBRARIES if library != "flax" or ROWS[name].sides().flax is not None]
-    calls = {library: max(1, round(TURN / ask(library, (name, passes)))) for library in libraries}
+    programs = {library: ask(library, (name, passes)) for library in libraries}
+    calls = {library: max(1, round(TURN / ask(library, 1))) for library in libraries}
     times: dict[str, list[float]] = {library: [] for library in libraries}
     for number in range(rounds):
         shift = number % len(libraries)
         for library in libraries[shift:] + libraries[:shift]:
             times[library].append(ask(library, calls[library]))
-    return times
+    return times, programs["jaxdl"] == programs.get("flax")
 
 
 def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -108,18 +123,18 @@ def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     return milliseconds | ratios
 
 
-def slower(numbers: dict[str, dict[str, float]]) -> list[str]:
+def slower(numbers: dict[str, dict[str, float]], same: bool) -> list[str]:
     """The libraries that ours is too slow beside."""
-    ratios = {library: numbers.get(f"{library} / jaxdl", {"median": np.inf})["median"] for library in SLACK}
-    return [library for library, slack in SLACK.items() if ratios[library] * slack < 1]
+    ratios = {library: numbers.get(f"{library} / jaxdl") for library in SLACK if not (same and library == "flax")}
+    return [library for library, ratio in ratios.items() if ratio and max(ratio["median"], ratio["best"]) * SLACK[library] < 1]
 
 
-def line(name: str, passes: str, numbers: dict[str, dict[str, float]]) -> str:
+def line(name: str, passes: str, numbers: dict[str, dict[str, float]], same: bool) -> str:
     """A row of the table on stdout."""
     cells = [f"{name:28}", f"{passes:16}", f"{numbers['jaxdl']['median']:8.2f}"]
     for library in SLACK:
         ratio = numbers.get(f"{library} / jaxdl")
-        mark = "!" if library in slower(numbers) else " "
+        mark = "=" if same and library == "flax" else "!" if library in slower(numbers, same) else " "
         cells.append(
             f"{ratio['median']:5.2f}{mark} ({ratio['least']:.2f} to {ratio['largest']:.2f}; {ratio['best']:.2f})"
             if ratio
@@ -163,9 +178,10 @@ def main() -> None:
         if not ROWS[name].sides().given:
             continue
         for passes in PASSES:
-            numbers = summary(measure(name, passes, servers, options.rounds))
-            print(line(name, passes, numbers), flush=True)
-            rows.append(dict(row=name, passes=passes, **numbers, slower=slower(numbers)))
+            times, same = measure(name, passes, servers, options.rounds)
+            numbers = summary(times)
+            print(line(name, passes, numbers, same), flush=True)
+            rows.append(dict(row=name, passes=passes, **numbers, same_program_as_flax=same, slower=slower(numbers, same)))
         if options.json:
             about = dict(versions=versions, threads=options.threads, cores=os.cpu_count(), rounds=options.rounds)
             options.json.write_text(json.dumps(dict(about=about, rows=rows), indent=1) + "\n", encoding="utf-8")

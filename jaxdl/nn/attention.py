@@ -35,10 +35,11 @@ def dot_product_attention(
     query_seq_lengths: Int[Array, "B"] | None = None,
     key_value_seq_lengths: Int[Array, "B"] | None = None,
     local_window_size: int | tuple[int, int] | None = None,
+    logits_soft_cap: float | None = None,
 ) -> Float[Array, "B T N V"]:
     """`softmax(scale · QKᵀ + bias) V`, by default with a scale of `1/√H` (Vaswani et al. 2017, eq. 1), over the keys that every mask allows.
 
-    Masks are true where a query may look. A query that may look nowhere gets 0, and gives no gradient; `jax.nn.dot_product_attention`, whose arguments these are, gives it the mean of all values. `is_causal` and the window `(left, right)` count from the first query and the first key; the window includes the query and both of its ends. Hide keys by masks and not by a bias of −∞, which is NaN where nothing else is left.
+    Masks are true where a query may look. A query that may look nowhere gets 0, and gives no gradient; `jax.nn.dot_product_attention`, whose arguments these are but for the last, gives it the mean of all values. `is_causal` and the window `(left, right)` count from the first query and the first key; the window includes the query and both of its ends. Hide keys by masks and not by a bias of −∞, which is NaN where nothing else is left. `logits_soft_cap` makes `cap · tanh(logit / cap)` of each logit before the bias (Gemma 2; Bello et al. 2016, eq. 16).
 
     With K < N key heads, heads `i · N/K` to `(i + 1) · N/K − 1` share the i-th (Ainslie et al. 2023, section 2.2): no key is copied. Logits and softmax are in float32 (or wider), the weights are rounded to the dtype of the values. Raises `UserError` if K does not divide N.
     """
@@ -57,29 +58,23 @@ def dot_product_attention(
         masks.append(length_mask(key_value_seq_lengths, keys))
     mask = functools.reduce(operator.and_, masks) if masks else None
 
-    shared = heads // groups
-
-    def by_rows(x: Array) -> Array:
-        """What broadcasts to `N T S` as what broadcasts to `K T·N/K S`."""
-        if x.shape[1] == 1:
-            x = jnp.broadcast_to(x, (len(x), shared, *x.shape[2:]))
-        x = x.reshape(len(x), x.shape[1] // shared, shared, *x.shape[2:]).swapaxes(2, 3)
-        x = jnp.broadcast_to(x, (*x.shape[:2], queries, *x.shape[3:]))
-        return x.reshape(*x.shape[:2], queries * shared, x.shape[-1])
-
-    # Queries that share a key are rows of one matrix. Where none do, nothing is moved before the product.
-    rows = query.reshape(batch, queries, groups, shared, width).swapaxes(2, 3).reshape(batch, queries * shared, groups, width)
+    # Heads before positions, so that products are of matrices as they lie in memory. Queries that share a key are rows of one of them.
+    by_groups = batch, groups, heads // groups * queries
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    products = jnp.einsum("brkh,bskh->bkrs", rows, key, preferred_element_type=wide, precision=_precision(query.dtype))
-    logits = products * (width**-0.5 if scale is None else scale)
+    products = jnp.einsum(
+        "bkrh,bksh->bkrs", query.reshape(*by_groups, width), key, preferred_element_type=wide, precision=_precision(query.dtype)
+    )
+    logits = products.reshape(batch, heads, queries, keys) * (width**-0.5 if scale is None else scale)
+    if logits_soft_cap is not None:
+        logits = logits_soft_cap * jnp.tanh(logits / logits_soft_cap)
     if bias is not None:
-        logits += by_rows(bias)
+        logits += bias
     if mask is not None:
-        logits = jnp.where(by_rows(mask), logits, jnp.finfo(wide).min)
+        logits = jnp.where(mask, logits, jnp.finfo(wide).min)
     weights = jax.nn.softmax(logits).astype(value.dtype)
-    attended = jnp.einsum("bkrs,bskv->brkv", weights, value)
-    attended = attended.reshape(batch, queries, shared, groups, value.shape[-1]).swapaxes(2, 3)
-    attended = attended.reshape(batch, queries, heads, value.shape[-1])
+    attended = jnp.einsum("bkrs,bksv->bkrv", weights.reshape(*by_groups, keys), value)
+    attended = attended.reshape(batch, heads, queries, value.shape[-1]).swapaxes(1, 2)
     if mask is not None:
         attended = jnp.where(mask.any(-1).swapaxes(1, 2)[..., None], attended, 0)
     return attended
@@ -181,21 +176,30 @@ class MultiHeadAttention(nn.Module):
         bias: Float[Array, "#B #N #T #S"] | None = None,
         positions: Int[Array, "#B T"] | None = None,
         is_causal: bool = False,
+        prefix: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Whole sequences: self-attention where `keys_values` is left out. Positions, for `rotary`, are 0, 1, 2 … unless given.
 
-        Raises `UserError` for numbers of heads that do not divide the width or one another, and for positions in cross-attention.
+        The first `prefix` tokens see one another whatever `is_causal` and the window say (Raffel et al. 2020, section 3.2.1). Raises `UserError` for numbers of heads that do not divide the width or one another, and for positions or a prefix in cross-attention.
         """
         if keys_values is None:
             positions = jnp.arange(queries.shape[1])[None] if positions is None else positions
-        elif positions is not None:
-            raise UserError("positions are those of one sequence, which attends to itself: leave them out of cross-attention")
+        elif positions is not None or prefix is not None:
+            raise UserError(
+                "positions and a prefix are those of one sequence, which attends to itself: leave them out of cross-attention"
+            )
         width = self._head_width(queries.shape[-1])
         query = self._heads("query", queries, self.num_heads, width, positions)
         key, value = self._key_value(queries if keys_values is None else keys_values, width, positions)
         windowed = self.local_window_size is not None and keys_values is None
-        window = dict(local_window_size=self.local_window_size) if windowed else {}
-        return self._out(self.attention(query, key, value, bias, mask, is_causal=is_causal, **window), queries)
+        how = dict(is_causal=is_causal) | (dict(local_window_size=self.local_window_size) if windowed else {})
+        if prefix is not None:
+            left, right = self.local_window_size or (None, None)
+            seen = window_mask(queries.shape[1], left=left, right=0 if is_causal else right)
+            within = jnp.arange(queries.shape[1]) < prefix[:, None]
+            seen |= within[:, None, :, None] & padding_mask(within)
+            mask, how = seen if mask is None else mask & seen, {}
+        return self._out(self.attention(query, key, value, bias, mask, **how), queries)
 
     def empty_cache(self, batch: int, slots: int, width: int, dtype: DTypeLike | None = None) -> Cache:
         """For self-attention over up to `slots` tokens, prompt and padding included, at the model width `width`. Needs no parameters."""
@@ -212,10 +216,11 @@ class MultiHeadAttention(nn.Module):
         mask: Bool[Array, "#B #N #T #S"] | None = None,
         bias: Float[Array, "#B #N #T #S"] | None = None,
         positions: Int[Array, "#B T"] | None = None,
+        is_causal: bool = True,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Causal self-attention of the next `T` tokens, be it a prompt or a single one, and the cache with them.
 
-        `valid` is true for real tokens: prompts of different lengths may be padded on either side. Positions count the real tokens unless given. `mask` and `bias` are over the slots of the cache. Raises `UserError` where the cache is full, see `Cache.append`.
+        Tokens that are not `is_causal` see one another and all before them, beyond the window too: so the prefix is read to which `__call__` gives that name. `valid` is true for real tokens: prompts of different lengths may be padded on either side. Positions count the real tokens unless given. `mask` and `bias` are over the slots of the cache. Raises `UserError` where the cache is full, see `Cache.append`.
         """
         valid = jnp.ones(x.shape[:2], bool) if valid is None else valid
         counted = cache.positions(valid)
@@ -223,8 +228,8 @@ class MultiHeadAttention(nn.Module):
         width = self._head_width(x.shape[-1])
         query = self._heads("query", x, self.num_heads, width, positions)
         cache = cache.append(self._key_value(x, width, positions), valid)
-        seen = cache.mask(x.shape[1])
-        if self.local_window_size is not None:
+        seen = cache.mask(x.shape[1]) if is_causal else padding_mask(cache.valid)
+        if is_causal and self.local_window_size is not None:
             seen &= window_mask(counted, token_positions(cache.valid), left=self.local_window_size[0])
         return self._out(self._from_cache(query, cache, seen, mask, bias), x), cache
 

@@ -57,11 +57,11 @@ def _lstm_update(state: tuple[Array, Array], projected: Array, recurrent: Array)
     return 0.5 * (output + 1) * jnp.tanh(memory), memory
 
 
-def _gru_update(hidden: Array, projected: Array, recurrent: Array) -> Array:
+def _gru_update(hidden: Array, projected: tuple[Array, Array, Array], recurrent: Array) -> Array:
     # `split`, whose transpose is a concatenation: that of a slice is a sum of padded arrays, which no CPU vectorises.
-    (gates, candidate), (more, memory) = (jnp.split(x, [2 * hidden.shape[-1]], axis=-1) for x in (projected, recurrent))
-    reset, update = jnp.split(_sigmoid(gates + more), 2, axis=-1)
-    candidate = jnp.tanh(candidate + reset * memory)
+    reset, update, candidate = jnp.split(recurrent, 3, axis=-1)
+    reset, update = _sigmoid(projected[0] + reset), _sigmoid(projected[1] + update)
+    candidate = jnp.tanh(projected[2] + reset * candidate)
     return candidate + update * (hidden - candidate)
 
 
@@ -78,7 +78,12 @@ def _product(x: Array, kernel: Array) -> Array:
     return jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.promote_types(kernel.dtype, jnp.float32))
 
 
-def _advance(cell: Cell, kernel: Array, bias: Array | None, state: State, projected: Array) -> State:
+def _blocks(cell: Cell, projected: Array) -> Array | tuple[Array, ...]:
+    """`projected` as a step takes it: a GRU's three blocks one by one, since XLA's CPU does not vectorise reading blocks of one step of an array of all steps; the other cells use all their blocks alike."""
+    return tuple(jnp.split(projected, 3, axis=-1)) if cell == "gru" else projected
+
+
+def _advance(cell: Cell, kernel: Array, bias: Array | None, state: State, projected: Array | tuple[Array, ...]) -> State:
     """One step of any cell."""
     if cell == "gru_reset_before":
         width = 2 * state.shape[-1]
@@ -139,7 +144,7 @@ def gru_cell(
         raise UserError("with `reset='before'` the candidate has one bias: add `recurrent_bias` to the last third of `bias`")
     name: Cell = "gru" if reset == "after" else "gru_reset_before"
     bias_of_product = None if recurrent_bias is None else jnp.pad(recurrent_bias, (2 * len(recurrent_bias), 0))
-    return _advance(name, recurrent_kernel, bias_of_product, hidden, _product(x, input_kernel) + bias)
+    return _advance(name, recurrent_kernel, bias_of_product, hidden, _blocks(name, _product(x, input_kernel) + bias))
 
 
 # The scan over time. -----------------------------------------------------------------------------------------------------------
@@ -168,7 +173,7 @@ def _plain_scan(
         state = _where(keep, _advance(cell, kernel, bias, _cut(cut, state), projected), state)
         return state, _hidden(state)
 
-    return jax.lax.scan(step, state, (projected, masks), reverse=reverse, unroll=unroll)
+    return jax.lax.scan(step, state, (_blocks(cell, projected), masks), reverse=reverse, unroll=unroll)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -179,11 +184,13 @@ def _fast_scan(
     return _plain_scan(cell, reverse, unroll, kernel, bias, projected, state, masks)
 
 
-def _pullback(cell: Cell, masks: Masks, before: State, projected: Array, recurrent: Array) -> tuple[State, Callable]:
+def _pullback(
+    cell: Cell, masks: Masks, before: State, projected: Array | tuple[Array, ...], recurrent: Array
+) -> tuple[State, Callable]:
     """One step's update as a function of its three arrays, and the transpose of its derivative."""
     keep, cut = masks
 
-    def update(before: State, projected: Array, recurrent: Array) -> State:
+    def update(before: State, projected: Array | tuple[Array, ...], recurrent: Array) -> State:
         return _where(keep, _UPDATES[cell](_cut(cut, before), projected, recurrent), before)
 
     return jax.vjp(update, before, projected, recurrent)
@@ -200,7 +207,8 @@ def _fast_forward(
         # An LSTM's activations are computed again on the way back: on a CPU that is cheaper than to write and read its residuals.
         return state, (_hidden(state), before if cell == "lstm" else _hidden(before), recurrent if cell == "lstm" else pull)
 
-    last, (hidden, before, kept) = jax.lax.scan(step, state, (projected, masks), reverse=reverse, unroll=unroll)
+    inputs = _blocks(cell, projected), masks
+    last, (hidden, before, kept) = jax.lax.scan(step, state, inputs, reverse=reverse, unroll=unroll)
     return (last, hidden), (kernel, bias, projected if cell == "lstm" else None, masks, before, kept)
 
 
@@ -219,7 +227,7 @@ def _fast_backward(cell: Cell, reverse: bool, unroll: int, residuals: tuple, cot
         passed = _product(d_recurrent, transposed)
         passed = passed if masks[1] is None else jnp.where(masks[1], 0, passed)
         # But for a GRU the two meet as a sum, and their cotangents are one array.
-        return add(d_before, passed), (d_projected, d_recurrent) if cell == "gru" else (d_recurrent,)
+        return add(d_before, passed), (jnp.concatenate(d_projected, -1), d_recurrent) if cell == "gru" else (d_recurrent,)
 
     inputs = (projected, kept, before, d_hidden, masks)
     d_state, (d_projected, *rest) = jax.lax.scan(step, d_last, inputs, reverse=not reverse, unroll=unroll)
