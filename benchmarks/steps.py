@@ -22,6 +22,8 @@ from benchmarks.step_gpt import Gpt
 from benchmarks.step_mlp import Mlp
 from benchmarks.step_rnn import Rnn
 from benchmarks.step_siglip import Siglip
+from benchmarks.step_translation import Translation
+from benchmarks.step_vit import Vit
 
 LIBRARIES = ("jaxdl", "torch")
 
@@ -34,7 +36,15 @@ class Model(Protocol):
     def torch(self) -> Callable[[], None]: ...
 
 
-MODELS: dict[str, Model] = {"cnn": Cnn(), "gpt": Gpt(), "mlp": Mlp(), "rnn": Rnn(), "siglip": Siglip()}
+MODELS: dict[str, Model] = {
+    "cnn": Cnn(),
+    "gpt": Gpt(),
+    "mlp": Mlp(),
+    "rnn": Rnn(),
+    "siglip": Siglip(),
+    "translation": Translation(),
+    "vit": Vit(),
+}
 
 
 @dataclasses.dataclass(frozen=True)

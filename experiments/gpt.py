@@ -24,7 +24,7 @@ from jaxdl.errors import UserError
 from jaxdl.generate import Sampling, generate
 from jaxdl.losses import cross_entropy
 from jaxdl.models.gpt2 import GPT, VARIANTS
-from jaxdl.nn import ATTENTIONS, Cache, dot_product_attention, stack_blocks, unstack_blocks
+from jaxdl.nn import ATTENTIONS, Cache, attention_weights, stack_blocks
 from jaxdl.training import ASIDE, OPTIMIZERS, Aux, Batch, Execution, Run, fit, matrices, start
 from jaxdl.training.processes import is_first, whole
 
@@ -248,27 +248,10 @@ def write(config: Config, module: GPT, params: PyTree, tokenizer: Tokenizer, unr
 def draw(module: GPT, params: PyTree, tokenizer: Tokenizer, unread: str, directory: Path) -> None:
     """What each head of each block looks at in a line of unread text."""
     tokens = tokenizer.encode([unread])[0][: min(32, module.length)]
-    weights = attention_weights(module, params, jnp.asarray(tokens)[None])
+    weights = jnp.stack(attention_weights(module, params, jnp.asarray(tokens)[None]))
     shown = [tokenizer.decode([token]).replace("\n", "⏎").replace(" ", "␣") for token in tokens.tolist()]
     title = "what each head (across) of each block (downwards) looks at, from each token on the left"
     figures.attention_maps(np.asarray(weights[:, 0]), shown, directory / "attention.png", title=title)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def attention_weights(module: GPT, params: PyTree, tokens: Int[Array, "B T"]) -> Float[Array, "L B N T T"]:
-    """How much each token looks at each other, for every block and head."""
-    weights: list[Array] = []
-
-    def noted(query: Array, key: Array, value: Array, bias: Any = None, mask: Any = None, **options: Any) -> Array:
-        """The attention, which also says where it looked: of values that are unit vectors it returns the weights themselves."""
-        count = key.shape[1]
-        units = jnp.broadcast_to(jnp.eye(count, dtype=value.dtype)[None, :, None], (len(key), count, key.shape[2], count))
-        weights.append(dot_product_attention(query, key, units, bias, mask, **options).swapaxes(1, 2))
-        return dot_product_attention(query, key, value, bias, mask, **options)
-
-    plain = module.clone(attention=noted, scan=False, remat=False)
-    plain.apply({"params": unstack_blocks(params) if module.scan else params}, tokens)
-    return jnp.stack(weights)
 
 
 EXPERIMENT = launch.Experiment(
@@ -276,7 +259,7 @@ EXPERIMENT = launch.Experiment(
     summary="A Transformer learns to go on with a text, token by token.",
     paper="Radford et al. 2019, Language Models are Unsupervised Multitask Learners (GPT-2)",
     result="2.24 bits a character on modules of Python's standard library that it has not read",
-    minutes=5,
+    minutes=2.5,
     presets=PRESETS,
     main=main,
 )

@@ -532,7 +532,7 @@ EXPERIMENT = launch.Experiment(
     summary="Six ways to normalise, or not, in one network: which of them need large batches, and what they do inside.",
     paper="Wu and He 2018, Group Normalization, arXiv:1803.08494",
     result="test accuracy of 0.96 to 0.98 with any of them; without one, no learning at the higher rates",
-    minutes=3,
+    minutes=2,
     presets=PRESETS,
     main=main,
 )

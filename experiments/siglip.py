@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+import optax
 from annotated_types import Ge, Gt, Lt
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
@@ -115,14 +117,34 @@ PRESETS = {
 
 def main(config: Config, workdir: str | Path, execution: Execution = Execution()) -> dict[str, Any]:
     """Trains (or goes on training) in `workdir`, measures, draws, and returns what is in its `result.json`."""
-    with Run.open(workdir, "siglip", config, execution) as run:
+    return train(SIGLIP, config, workdir, execution)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What is a family's own in this experiment. CLIP's is in `experiments/clip.py`."""
+
+    name: str
+    """Of the experiment, and of the preset of `ImageProcessor`."""
+    module: type[nn.Module]
+    towers: Callable[..., nn.Module]
+    """`(config, tokenizer, **fields)`: the module of the sizes that the config says, for the tokens of that tokenizer."""
+    objective: Callable[..., Float[Array, ""]]
+    loss: Callable[..., tuple[Float[Array, ""], Aux]]
+    """`(module, objective, params, variables, batch, key)`, with the objective as the layout spreads it over devices."""
+    optimizer: Callable[[Config, optax.Schedule], optax.GradientTransformation]
+
+
+def train(family: Family, config: Config, workdir: str | Path, execution: Execution) -> dict[str, Any]:
+    """The experiment of any family of two towers."""
+    with Run.open(workdir, family.name, config, execution) as run:
         source = open_source(config.data, "train", data_dir=config.data_dir, resolution=config.resolution)
         held_out = open_source(config.eval_data or config.data, "test", data_dir=config.data_dir, resolution=config.resolution)
         for spec, opened in ((config.data, source), (config.eval_data or config.data, held_out)):
             if not opened.classes and not hasattr(opened, "texts"):
                 raise UserError(f"{spec} has neither captions nor labels: choose a data set of pictures that has")
         with run.first_process_first():
-            module, params, process, tokenize = build(config, source, run.directory)
+            module, params, process, tokenize = build(family, config, source, run.directory)
         embed = Embedder(module, process, tokenize, run.layout)
         retrieval, tasks = Retrieval.among(held_out, config.eval_examples), zero_shot_tasks(held_out)
 
@@ -131,12 +153,12 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
         )
         batches = train_batches(Cached(source), transform, batch_size=config.batch_size, seed=config.seed, **run.shard)
         images, tokens = jnp.asarray(process(source[0]["image"]))[None], jnp.asarray(tokenize([""]))
-        objective = run.layout.over_batch(functools.partial(sigmoid_loss, chunk_size=config.chunk_size or None))
+        objective = run.layout.over_batch(functools.partial(family.objective, chunk_size=config.chunk_size or None))
         step, state = start(
             config,
             run.layout,
-            functools.partial(loss, module, objective),
-            lambda schedule: OPTIMIZERS[config.optimizer](schedule, config.weight_decay),
+            functools.partial(family.loss, module, objective),
+            functools.partial(family.optimizer, config),
             lambda key: module.init(key, images, tokens),
             params,
         )
@@ -148,7 +170,9 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
         return run.finish(state, metrics)
 
 
-def build(config: Config, source: Source, directory: Path) -> tuple[SigLIP, PyTree | None, ImageProcessor, Tokenize]:
+def build(
+    family: Family, config: Config, source: Source, directory: Path
+) -> tuple[nn.Module, PyTree | None, ImageProcessor, Tokenize]:
     """The module, its published parameters if there are any, and what turns pictures and texts into its input."""
     fields = dict(
         attention=ATTENTIONS[config.attention],
@@ -158,26 +182,33 @@ def build(config: Config, source: Source, directory: Path) -> tuple[SigLIP, PyTr
     )
     if config.init:
         module, params = pretrained.load(config.init, param_dtype=jnp.float32, **fields)
+        if not isinstance(module, family.module):
+            raise UserError(
+                f"{config.init} holds a {type(module).__name__}: give --init the weights of a {family.module.__name__}"
+            )
         if config.scan_layers:
-            module = SigLIP(module.vision.clone(scan=True), module.text.clone(scan=True))
+            module = module.clone(vision=module.vision.clone(scan=True), text=module.text.clone(scan=True))
             params = stack_blocks(params)
         process, tokenizer = pretrained.load_processors(config.init)
         return module, params, process, functools.partial(tokenizer, length=len(params["text"]["positions"]["table"]))
 
     tokenizer = load_tokenizer(config, source, directory)
-    fields["scan"] = config.scan_layers
+    module = family.towers(config, tokenizer, scan=config.scan_layers, **fields)
+    process = ImageProcessor.preset(family.name, config.resolution)
+    return module, None, process, functools.partial(tokenizer, length=config.text_length)
+
+
+def towers(config: Config, tokenizer: Tokenizer, **fields: Any) -> SigLIP:
+    """The published size that the config names, with the vocabulary of the tokenizer, or the sizes that it gives."""
     if config.variant:
         module = SigLIP.variant(config.variant, **fields)
-        module = module.clone(text=module.text.clone(vocabulary=tokenizer.vocabulary))
-    else:
-        fields |= dict(num_heads=config.num_heads)
-        vision = dict(patch=config.patch, width=config.width, depth=config.depth, hidden=4 * config.width)
-        text = dict(width=config.text_width, depth=config.text_depth, hidden=4 * config.text_width)
-        module = SigLIP(
-            VisionTower(**vision, **fields), TextTower(vocabulary=tokenizer.vocabulary, features=config.width, **text, **fields)
-        )
-    process = ImageProcessor.preset("siglip", config.resolution)
-    return module, None, process, functools.partial(tokenizer, length=config.text_length)
+        return module.clone(text=module.text.clone(vocabulary=tokenizer.vocabulary))
+    vision = dict(patch=config.patch, width=config.width, depth=config.depth, hidden=4 * config.width)
+    text = dict(width=config.text_width, depth=config.text_depth, hidden=4 * config.text_width)
+    fields |= dict(num_heads=config.num_heads)
+    return SigLIP(
+        VisionTower(**vision, **fields), TextTower(vocabulary=tokenizer.vocabulary, features=config.width, **text, **fields)
+    )
 
 
 def load_tokenizer(config: Config, source: Source, directory: Path) -> Tokenizer:
@@ -227,10 +258,20 @@ def loss(
     return value, Aux({"temperature": jnp.exp(out.log_temperature), "bias": out.bias})
 
 
+SIGLIP = Family(
+    "siglip",
+    SigLIP,
+    towers,
+    sigmoid_loss,
+    loss,
+    lambda config, schedule: OPTIMIZERS[config.optimizer](schedule, config.weight_decay),
+)
+
+
 class Embedder:
     """Embeddings of held-out pictures and texts."""
 
-    def __init__(self, module: SigLIP, process: ImageProcessor, tokenize: Tokenize, layout: Layout):
+    def __init__(self, module: nn.Module, process: ImageProcessor, tokenize: Tokenize, layout: Layout):
         self.process, self.tokenize = process, tokenize
         self._images = layout.inference(functools.partial(module.apply, method="embed_images"))
         self._texts = layout.inference(functools.partial(module.apply, method="embed_texts"))

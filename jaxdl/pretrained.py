@@ -3,7 +3,7 @@
 `config.json` names the family, `jaxdl/models/<model_type>.py`, which offers two things:
 
 - `from_config(config, **changes) -> (module, inputs)`, with abstract inputs that fix the shapes of all parameters;
-- `PUBLISHED`, a `jaxdl.weights.Table` that says which published tensor each parameter is read from.
+- `PUBLISHED`, a `jaxdl.weights.Table` that says which published tensor each parameter is read from, or a function from the config to one.
 
 Weights come from safetensors alone, since a pickle can run any code. Both sides must match to the last tensor.
 """
@@ -32,7 +32,7 @@ from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError, unknown
 from jaxdl.weights import convert
 
-_PROCESSORS = ("*.json", "spiece.model")
+_PROCESSORS = ("*.json", "spiece.model", "*.spm")
 _WEIGHTS = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 
 
@@ -49,7 +49,8 @@ def load(
     try:
         module, inputs = family.from_config(config, **changes)
         shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-        return module, convert(_Tensors(_weight_files(directory)), family.PUBLISHED, shapes, param_dtype)
+        table = family.PUBLISHED(config) if callable(family.PUBLISHED) else family.PUBLISHED
+        return module, convert(_Tensors(_weight_files(directory)), table, shapes, param_dtype)
     except UserError as error:
         raise UserError(f"{directory}: {error}") from error
 
@@ -60,11 +61,21 @@ def load_processors(path_or_hub_name: str | os.PathLike) -> tuple[ImageProcessor
     return ImageProcessor.from_pretrained(directory), Tokenizer.load(directory)
 
 
+def load_image_processor(path_or_hub_name: str | os.PathLike) -> ImageProcessor:
+    """What turns images into a published model's input. Raises `UserError` where `load` does, and if it is missing or unknown here."""
+    return ImageProcessor.from_pretrained(_fetch(path_or_hub_name, _PROCESSORS))
+
+
 def load_tokenizer(path_or_hub_name: str | os.PathLike) -> Tokenizer:
     """The tokenizer in a file, in a directory, or of a published model. Raises `UserError` if there is none."""
     if Path(path_or_hub_name).expanduser().is_file():
         return Tokenizer.load(Path(path_or_hub_name).expanduser())
     return Tokenizer.load(_fetch(path_or_hub_name, _PROCESSORS))
+
+
+def load_tokenizers(path_or_hub_name: str | os.PathLike) -> tuple[Tokenizer, Tokenizer]:
+    """The tokenizers of source and target of a model that translates, see `Tokenizer.load_pair`. Raises `UserError` if they are missing."""
+    return Tokenizer.load_pair(_fetch(path_or_hub_name, _PROCESSORS))
 
 
 class _Tensors(Mapping[str, np.ndarray]):

@@ -32,6 +32,8 @@ class Table:
     """A regular expression for published names that are no parameters. The default matches none."""
     prefix: str = ""
     """What some files have before each of their names, and others have not; `rows` and `ignored` are without it."""
+    optional: str = r"(?!)"
+    """A regular expression for what some files have elsewhere in their names, and others have not; `rows` and `ignored` are without it. The default matches nothing."""
 
     def source(self, path: str) -> tuple[str, Transform]:
         """Raises `LookupError` where no row speaks of `path`: a gap in the table, not in the file."""
@@ -49,6 +51,11 @@ def unchanged(tensor: np.ndarray) -> np.ndarray:
 def scalar(tensor: np.ndarray) -> np.ndarray:
     """The one number in a tensor."""
     return tensor.reshape(())
+
+
+def patch_kernel(tensor: np.ndarray) -> np.ndarray:
+    """A convolution's `D C h w` as a matrix `h·w·C, D` on patches."""
+    return tensor.transpose(2, 3, 1, 0).reshape(-1, len(tensor))
 
 
 def dense(ours: str, published: str) -> Rows:
@@ -79,7 +86,7 @@ def convert(
     """
     expected = flatten_dict(shapes, sep="/")
     sources = {path: table.source(path) for path in expected}
-    stored = {name.removeprefix(table.prefix): name for name in tensors}
+    stored = {re.sub(table.optional, "", name.removeprefix(table.prefix)): name for name in tensors}
     present = {name for name in stored if not re.fullmatch(table.ignored, name)}
     wanted = {name for name, _ in sources.values()}
     _refuse(

@@ -15,6 +15,10 @@ Transform = Callable[[Example, np.random.Generator], dict[str, np.ndarray]]
 """An example to arrays of a fixed shape. All its chance comes from the generator, which depends on the seed and the position in the run alone."""
 
 
+_ENDLESS = 2**48
+"""Rows. Grain takes the number of batches through a float, in which that of its own endless data sets is too large an int."""
+
+
 class _Shard(grain.MapDataset):
     """Of each batch the rows of one process, the first process' first."""
 
@@ -24,7 +28,7 @@ class _Shard(grain.MapDataset):
         self._first = process * self._rows
 
     def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * self._rows
+        return min(len(self._parent), _ENDLESS) // self._batch_size * self._rows
 
     def __getitem__(self, index: int) -> Example:
         batch, row = divmod(index, self._rows)

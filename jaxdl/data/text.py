@@ -152,6 +152,24 @@ class Tokenizer(abc.ABC):
         except Exception as error:  # tokenizers raises bare `Exception`s.
             raise UserError(f"{file} cannot be read as a tokenizer ({error}): fetch or train it again") from error
 
+    @staticmethod
+    def load_pair(path: str | os.PathLike) -> "tuple[Tokenizer, Tokenizer]":
+        """The tokenizers of source and target: Marian has two (`source.spm`, `target.spm`) with one table of ids (`vocab.json`); elsewhere both are what `load` reads. Raises `UserError` if they are missing or broken."""
+        path = Path(path)
+        if path.is_dir() and (path / "source.spm").is_file():
+            try:
+                vocabulary = json.loads((path / "vocab.json").read_text("utf-8"))
+                config_file = path / "tokenizer_config.json"
+                config = json.loads(config_file.read_text("utf-8")) if config_file.is_file() else {}
+                source, target = (_MarianPieces(path / name, vocabulary, config) for name in ("source.spm", "target.spm"))
+                return source, target
+            except UserError:
+                raise
+            except (OSError, RuntimeError, ValueError, AttributeError) as error:
+                raise UserError(f"the tokenizer in {path} cannot be read ({error}): fetch it again") from error
+        tokenizer = Tokenizer.load(path)
+        return tokenizer, tokenizer
+
 
 class _WordPieces(Tokenizer):
     """A `tokenizer.json`."""
@@ -219,6 +237,38 @@ class _SentencePieces(Tokenizer):
         """As `canonicalize_text` of big_vision does, in evaluators/proj/image_text/prompt_engineering.py."""
         text = text.lower() if self.lower_case else text
         return re.sub(r"\s+", " ", text.translate(_NO_PUNCTUATION)).strip() if self.siglip else text
+
+
+class _MarianPieces(Tokenizer):
+    """A sentencepiece model that says how a text is cut, and Marian's own table of the ids. A text for a model of several target languages begins with a mark as `>>deu<<`."""
+
+    def __init__(self, file: Path, vocabulary: dict[str, int], config: dict):
+        self.file_name, self.ids, self.config = file.name, vocabulary, config
+        self.model = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+        for mark in (_PAD, _END, _UNKNOWN):
+            if mark not in vocabulary:
+                raise UserError(f"vocab.json beside {file} has no {mark}: fetch it again")
+        self.pad, self.end, self.unknown = (vocabulary[mark] for mark in (_PAD, _END, _UNKNOWN))
+        self.pieces = {token: piece for piece, token in vocabulary.items()}
+        self.vocabulary, self.length = max(self.pieces) + 1, _published_length(config)
+
+    def save(self, directory: str | os.PathLike) -> None:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        (Path(directory) / self.file_name).write_bytes(self.model.serialized_model_proto())
+        (Path(directory) / "vocab.json").write_text(json.dumps(self.ids, ensure_ascii=False), "utf-8")
+        _write_config(directory, self.config)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [[self.ids.get(piece, self.unknown) for piece in self._cut(text)] for text in texts]
+
+    def _cut(self, text: str) -> list[str]:
+        language = re.match(r">>[^<>]*<<", text)
+        marks = [language.group()] if language else []
+        return marks + self.model.encode(text[language.end() if language else 0 :], out_type=str)
+
+    def _decode(self, ids: list[int]) -> str:
+        pieces = (self.pieces.get(token, _PAD) for token in ids)
+        return self.model.decode_pieces([piece for piece in pieces if piece not in (_PAD, _END, _UNKNOWN)])
 
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -26,3 +26,15 @@ def cross_entropy(
     if mask is None:
         return value.mean()
     return jnp.where(mask, value, 0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def soft_cross_entropy(
+    logits: Float[Array, "*batch C"], targets: Float[Array, "*batch C"], *, smoothing: float = 0.0
+) -> Float[Array, ""]:
+    """Mean over the batch of `−Σ_c q_c · log softmax(logits)_c`, in nats, for targets `q` that share their 1 among several classes, as those of mixed pictures do.
+
+    With one-hot targets it is `cross_entropy`, whose `smoothing` it has. Computed in float32 or wider. Targets are taken as they are: it is not seen whether they sum to 1.
+    """
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    targets = (1 - smoothing) * targets + smoothing / logits.shape[-1]
+    return -(targets * log_probabilities).sum(-1).mean()

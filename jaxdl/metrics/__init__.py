@@ -2,5 +2,6 @@
 
 from jaxdl.metrics.classification import accuracy, classify
 from jaxdl.metrics.retrieval import recall_at
+from jaxdl.metrics.translation import bleu
 
-__all__ = ["accuracy", "classify", "recall_at"]
+__all__ = ["accuracy", "bleu", "classify", "recall_at"]

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdl.errors import UserError, unknown
-from jaxdl.models.siglip import normalize, patch_kernel
+from jaxdl.models.siglip import normalize
 from jaxdl.nn import (
     Attention,
     FeedForward,
@@ -28,7 +28,7 @@ from jaxdl.nn import (
     patchify,
     silu,
 )
-from jaxdl.weights import Table, dense, norm, scalar, unchanged
+from jaxdl.weights import Table, dense, norm, patch_kernel, scalar, unchanged
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -9,7 +9,6 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -24,11 +23,11 @@ from jaxdl.nn import (
     TransformerBlock,
     dot_product_attention,
 )
-from jaxdl.weights import Table, dense, norm, packed_attention, scalar, unchanged
+from jaxdl.weights import Table, dense, norm, packed_attention, patch_kernel, scalar, unchanged
 
 
 class VisionTower(nn.Module):
-    """A ViT that an attention-pooling head reads out: images `B H W C` to vectors `B D`, not normalised.
+    """A ViT that an attention-pooling head reads out: images `B H W C` to vectors `B D`, not normalised. Without the `head` the vectors of all patches, `B T D`.
 
     What is left of a side beyond the last whole patch is not seen, as in the published So400m/14 at 384 pixels, where it is six of them. The number of positions is fixed by the resolution at initialisation. `scan` and `remat` are those of `Transformer`.
     """
@@ -41,12 +40,13 @@ class VisionTower(nn.Module):
     attention: Attention = dot_product_attention
     eps: float = 1e-6
     dropout: float = 0.0
+    head: bool = True
     scan: bool = False
     remat: bool = False
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B D"]:
+    def __call__(self, images: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B D"] | Float[Array, "B T D"]:
         height, width = (side // self.patch * self.patch for side in images.shape[1:3])
         if not height or not width:
             raise UserError(f"images of {images.shape[1]}×{images.shape[2]} hold no patch of {self.patch}: make them larger")
@@ -54,6 +54,8 @@ class VisionTower(nn.Module):
         x = LearnedPositions(name="positions")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         x = _encoder(self)(x, train=train)
+        if not self.head:
+            return x
         return AttentionPooling(self.num_heads, self.hidden, self.attention, self.eps, self.dtype, name="head")(x)
 
 
@@ -191,14 +193,15 @@ def from_config(config: dict, **changes: Any) -> tuple[SigLIP, tuple[jax.ShapeDt
     if width != features:
         raise UserError(f"images become vectors of {width} and texts of {features} (projection_size): they must be of one width")
     module = SigLIP(
-        VisionTower(patch=patch, **_tower_fields(vision, "vision_config"), **changes),
-        TextTower(vocabulary=text.get("vocab_size", 32_000), features=features, **_tower_fields(text, "text_config"), **changes),
+        VisionTower(patch=patch, **tower_fields(vision, "vision_config"), **changes),
+        TextTower(vocabulary=text.get("vocab_size", 32_000), features=features, **tower_fields(text, "text_config"), **changes),
     )
     images = jax.ShapeDtypeStruct((1, side, side, vision.get("num_channels", 3)), jnp.float32)
     return module, (images, jax.ShapeDtypeStruct((1, text.get("max_position_embeddings", 64)), jnp.int32))
 
 
-def _tower_fields(config: dict, name: str) -> dict[str, Any]:
+def tower_fields(config: dict, name: str) -> dict[str, Any]:
+    """The fields that both towers have, of the part `name` of a Hugging Face configuration. Raises `UserError` for a setting that is not SigLIP's."""
     width, num_heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
     if width % num_heads:
         raise UserError(f"a hidden_size of {width} in {name} cannot be split into {num_heads} heads")
@@ -212,11 +215,6 @@ def _tower_fields(config: dict, name: str) -> dict[str, Any]:
         hidden=config.get("intermediate_size", 3072),
         eps=config.get("layer_norm_eps", 1e-6),
     )
-
-
-def patch_kernel(tensor: np.ndarray) -> np.ndarray:
-    """A convolution's `D C h w` as a matrix `h·w·C, D` on patches."""
-    return tensor.transpose(2, 3, 1, 0).reshape(-1, len(tensor))
 
 
 _BLOCK, _LAYER = r"(vision|text)/encoder/block_(\d+)", r"\1_model.encoder.layers.\2"

@@ -49,7 +49,8 @@ def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
     Written as `x σ(2z)`, which is the same: `1 + tanh` cancels where x is negative, and the gradient of σ is the cheaper one.
     """
-    return x * jax.lax.logistic(math.sqrt(8 / math.pi) * (x + 0.044715 * (x * x * x)))
+    factor = math.sqrt(8 / math.pi)
+    return x * jax.lax.logistic(x * (factor + (0.044715 * factor) * (x * x)))
 
 
 def silu(x: Float[Array, "*shape"], beta: float | Float[Array, ""] = 1.0) -> Float[Array, "*shape"]:

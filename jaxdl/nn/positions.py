@@ -54,6 +54,35 @@ class LearnedPositions(nn.Module):
         return x + table
 
 
+def interpolate_positions(table: Float[Array, "T D"], grid: tuple[int, int], new_grid: tuple[int, int]) -> Float[Array, "S D"]:
+    """A table of learned vectors for the places of a grid (rows, columns), row by row, made into one for another grid: images of another size, or with other patches (Dosovitskiy et al. 2021, section 3.2).
+
+    Rows of the table before those of the grid, such as that of a class token, are kept. Bicubic as torch has it without `align_corners`, and with it DeiT, DINO and HF: pictures cover the same area, beyond the border its nearest place is repeated, and nothing is smoothed where the grid shrinks. The kernel is that of Keys 1981 (eq. 4) with −3/4 for its −1/2, which `jax.image.resize` has. Raises `UserError` if the table has fewer rows than the grid has places.
+    """
+    (height, width), count = grid, math.prod(grid)
+    if len(table) < count:
+        raise UserError(
+            f"{len(table)} positions are fewer than the {height}×{width} places of the grid: give the grid they are of"
+        )
+    first, places = table[: len(table) - count], table[len(table) - count :].reshape(height, width, -1)
+    down, across = (jnp.asarray(_bicubic(*sides), table.dtype) for sides in zip(grid, new_grid))
+    moved = jnp.einsum("rh,cw,hwd->rcd", down, across, places, precision="highest")
+    return jnp.concatenate([first, moved.reshape(-1, table.shape[-1])])
+
+
+def _bicubic(old: int, new: int) -> np.ndarray:
+    """How much each of `old` places adds to each of `new` ones, which are as far apart as cover the same length."""
+    places = (np.arange(new) + 0.5) * old / new - 0.5
+    weights, a = np.zeros((new, old)), -0.75
+    for offset in (-1, 0, 1, 2):
+        neighbours = np.floor(places).astype(int) + offset
+        distance = np.abs(places - neighbours)
+        near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+        far = a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+        np.add.at(weights, (np.arange(new), np.clip(neighbours, 0, old - 1)), np.where(distance <= 1, near, far))
+    return weights
+
+
 def rope(
     x: Float[Array, "*batch T N H"],
     positions: Int[Array, "*#batch T"],

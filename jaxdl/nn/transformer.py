@@ -1,5 +1,6 @@
 """Transformers: feed-forwards (plain and gated), the block of encoders and decoders, its stack, and attention pooling."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -108,7 +109,8 @@ class TransformerBlock(nn.Module):
 
     - `attention` is the function within; `attention_layer`, `feed_forward_layer` and `norm` make the parts, with their options bound by `functools.partial`. Llama has `partial(MultiHeadAttention, num_kv_heads=8, rotary=rope, use_bias=False)`, `GatedFeedForward` and `partial(RMSNorm, 1e-5)`.
     - `norm_first`: pre-norm, `x + f(norm(x))` (Xiong et al. 2020, GPT-2, ViT), or post-norm, `norm(x + f(x))` (Vaswani et al. 2017, section 3.1, BERT), which needs a warm-up of the learning rate.
-    - `is_causal` is for whole sequences; decoding always is.
+    - `norm_added` normalises what each part adds as well, `x + norm(f(norm(x)))` (Gemma 2: Riviere et al. 2024, section 2).
+    - `is_causal` is for whole sequences; decoding is by default.
     - `dropout` is of what each part adds (ibid., section 5.4), and within the feed-forward.
     - `dtype` is that in which the parts compute; what flows from part to part keeps the dtype of `x`.
     """
@@ -120,6 +122,7 @@ class TransformerBlock(nn.Module):
     feed_forward_layer: Callable[..., nn.Module] = FeedForward
     norm: Callable[..., nn.Module] = LayerNorm
     norm_first: bool = True
+    norm_added: bool = False
     is_causal: bool = False
     cross_attention: bool = False
     dropout: float = 0.0
@@ -135,11 +138,12 @@ class TransformerBlock(nn.Module):
         memory_mask: Bool[Array, "#B #N #T #S"] | None = None,
         bias: Float[Array, "#B #N #T #T"] | None = None,
         positions: Int[Array, "#B T"] | None = None,
+        prefix: Int[Array, "B"] | None = None,
         drop_rate: float | Float[Array, ""] = 0.0,
         train: bool = False,
     ) -> Float[Array, "B T D"]:
-        """Whole sequences; `drop_rate` is that of `stochastic_depth` for each part. Raises `UserError` if memory is missing or not wanted."""
-        how = _given(mask=mask, bias=bias, positions=positions)
+        """Whole sequences; `prefix` is that of `MultiHeadAttention`, `drop_rate` that of `stochastic_depth` for each part. Raises `UserError` if memory is missing or not wanted."""
+        how = _given(mask=mask, bias=bias, positions=positions, prefix=prefix)
         parts = {"attention": lambda layer, x: layer(x, is_causal=self.is_causal, **how)}
         if self._attends_to(memory):
             parts["cross_attention"] = lambda layer, x: layer(x, memory, **_given(mask=memory_mask))
@@ -190,6 +194,8 @@ class TransformerBlock(nn.Module):
     ) -> Float[Array, "B T D"]:
         norm = self._part(f"{name}_norm")
         y = part(self._part(name), norm(x) if self.norm_first else x)
+        if self.norm_added:
+            y = self._part(f"{name}_added_norm")(y)
         y = self._part(f"{name}_dropout")(y, deterministic=not train)
         if train and not (isinstance(drop_rate, float) and drop_rate == 0):
             y = stochastic_depth(y, drop_rate, self.make_rng("dropout"))
@@ -214,13 +220,14 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """`depth` blocks like `block`, and after pre-norm blocks a last normalisation.
 
+    - `block` may be a function from 0, 1 … to the block of that number, as every other one of Gemma 2 has a window. Norms and types are the same in all of them.
     - `stochastic_depth` is the drop rate of the last block; that of block l of L is `l/L` of it (Huang et al. 2016, eq. 4). Swin and ConvNeXt have `(l − 1)/(L − 1)`.
-    - `scan` compiles one block and runs it `depth` times: compilation no longer grows with the depth. Parameters are stacked on a first axis, under `blocks` instead of `block_0`, `block_1` …; `stack_blocks` and `unstack_blocks` convert them.
+    - `scan` compiles one block and runs it `depth` times: compilation no longer grows with the depth. Parameters are stacked on a first axis, under `blocks` instead of `block_0`, `block_1` …; `stack_blocks` and `unstack_blocks` convert them. All blocks are alike then.
     - `remat` keeps no activation within a block for the backward pass and computes them again (Chen et al. 2016, section 3), or keeps those that a policy of `jax.checkpoint_policies` chooses.
     """
 
     depth: int
-    block: nn.Module
+    block: nn.Module | Callable[[int], nn.Module]
     stochastic_depth: float = 0.0
     scan: bool = False
     remat: bool | Callable[..., Any] = False
@@ -244,7 +251,7 @@ class Transformer(nn.Module):
 
     def empty_cache(self, batch: int, slots: int, width: int, dtype: DTypeLike | None = None) -> Cache:
         """For `decode` of up to `slots` tokens, prompt and padding included, at the model width `width`. Needs no parameters."""
-        layers = [self.block.empty_cache(batch, slots, width, dtype) for _ in range(self.depth)]
+        layers = [self._block(layer).empty_cache(batch, slots, width, dtype) for layer in range(self.depth)]
         entries = tuple(layer.entries for layer in layers)
         return layers[0].replace(entries=jax.tree.map(lambda *each: jnp.stack(each), *entries) if self.scan else entries)
 
@@ -278,6 +285,8 @@ class Transformer(nn.Module):
     def _through(self, run: Callable[..., tuple[PyTree, PyTree]], x: PyTree, *inputs: PyTree) -> tuple[PyTree, PyTree]:
         """`x, output = run(block, x, *inputs of this block)` from block to block: the last `x` and all outputs."""
         if self.scan:
+            if not isinstance(self.block, nn.Module):
+                raise UserError("blocks that are not alike cannot be compiled as one: leave `scan` out")
             scan = nn.scan(
                 lambda block, x, inputs: run(block, x, *inputs),
                 variable_axes={True: 0},
@@ -287,18 +296,22 @@ class Transformer(nn.Module):
             return scan(self._part("blocks"), x, inputs)
         outputs = []
         for layer in range(self.depth):
-            x, output = run(self._part(f"block_{layer}"), x, *(each[layer] for each in inputs))
+            x, output = run(self._part(f"block_{layer}", layer), x, *(each[layer] for each in inputs))
             outputs.append(output)
         return x, tuple(outputs)
 
     def _last(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self._part("norm")(x) if self.block.norm_first else x
+        return self._part("norm")(x) if self._block(0).norm_first else x
+
+    def _block(self, layer: int) -> nn.Module:
+        return self.block if isinstance(self.block, nn.Module) else self.block(layer)
 
     @nn.compact
-    def _part(self, name: str) -> nn.Module:
+    def _part(self, name: str, layer: int = 0) -> nn.Module:
+        block = self._block(layer)
         if name == "norm":
-            return self.block.norm(dtype=self.block.dtype, param_dtype=self.block.param_dtype, name=name)
-        return self.block.clone(parent=self, name=name)
+            return block.norm(dtype=block.dtype, param_dtype=block.param_dtype, name=name)
+        return block.clone(parent=self, name=name)
 
 
 def stack_blocks(params: PyTree) -> PyTree:
@@ -322,6 +335,26 @@ def unstack_blocks(params: PyTree) -> PyTree:
         for layer, each in enumerate(zip(*leaves, strict=True)):
             unstacked[f"block_{layer}"] = jax.tree.unflatten(structure, each)
     return unstacked
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def attention_weights(module: nn.Module, params: PyTree, *inputs: Array) -> list[Float[Array, "B N T S"]]:
+    """How much each query looks at each key, in every attention of a model and in the order in which they are called with whole sequences, `module.apply({"params": params}, *inputs)`.
+
+    The model has the fields `attention`, `scan` and `remat`, as those of `jaxdl.models` have, whatever they are set to.
+    """
+    weights: list[Array] = []
+
+    def noted(query: Array, key: Array, value: Array, bias: Any = None, mask: Any = None, **options: Any) -> Array:
+        """Of values that are unit vectors, attention returns the weights themselves."""
+        count = key.shape[1]
+        units = jnp.broadcast_to(jnp.eye(count, dtype=value.dtype)[None, :, None], (len(key), count, key.shape[2], count))
+        weights.append(dot_product_attention(query, key, units, bias, mask, **options).swapaxes(1, 2))
+        return dot_product_attention(query, key, value, bias, mask, **options)
+
+    plain = module.clone(attention=noted, scan=False, remat=False)
+    plain.apply({"params": unstack_blocks(params) if module.scan else params}, *inputs)
+    return weights
 
 
 class AttentionPooling(nn.Module):

@@ -39,6 +39,12 @@ def test_each_pass_shows_every_example_once_in_another_order():
     assert not np.array_equal(passes[0], passes[1])
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_a_batch_may_have_any_size(batch_size):
+    found = [next(train_batches(Numbers(10), transform, batch_size=batch_size, seed=0))["number"] for _ in range(2)]
+    assert found[0].shape == (batch_size,)
+
+
 def test_the_seed_decides_everything():
     one, same, other = batches(), batches(), batches(seed=1)
     for _ in range(12):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl.losses import cross_entropy
+from jaxdl.losses import cross_entropy, soft_cross_entropy
 
 
 def by_loops(logits, labels, smoothing, mask) -> float:
@@ -48,3 +48,14 @@ def test_huge_logits_do_no_harm_and_a_wrong_label_is_seen():
     assert cross_entropy(logits, jnp.array([1])) == 2e4
     assert np.isfinite(jax.grad(lambda x: cross_entropy(x, jnp.array([1])))(logits)).all()
     assert np.isnan(cross_entropy(logits, jnp.array([3])))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_targets_that_are_shared_cost_the_shares_of_what_their_classes_cost(smoothing):
+    """Cross-entropy is linear in the target; with one class it is that of the label."""
+    random = np.random.default_rng(0)
+    logits, labels, others = jnp.asarray(random.standard_normal((6, 5), np.float32)), *jnp.asarray(random.integers(0, 5, (2, 6)))
+    one, other = (cross_entropy(logits, which, smoothing=smoothing) for which in (labels, others))
+    shared = 0.3 * jnp.eye(5)[labels] + 0.7 * jnp.eye(5)[others]
+    np.testing.assert_allclose(soft_cross_entropy(logits, jnp.eye(5)[labels], smoothing=smoothing), one, rtol=1e-6)
+    np.testing.assert_allclose(soft_cross_entropy(logits, shared, smoothing=smoothing), 0.3 * one + 0.7 * other, rtol=1e-6)

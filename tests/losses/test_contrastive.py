@@ -1,6 +1,10 @@
-"""The pairwise sigmoid loss."""
+"""The pairwise sigmoid loss, and the softmax loss in which all pairs compete."""
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import chex
 import jax
@@ -11,7 +15,11 @@ from jax.test_util import check_grads
 from jaxtyping import Array, Float
 
 from jaxdl.errors import UserError
-from jaxdl.losses import sigmoid_loss
+from jaxdl.losses import sigmoid_loss, softmax_loss
+from jaxdl.training import Layout
+
+DEVICES = 4
+LOSSES = {"sigmoid": lambda i, t, s, **how: sigmoid_loss(i, t, s, jnp.float32(-3), **how), "softmax": softmax_loss}
 
 
 def embeddings(batch: int, width: int = 8) -> Float[Array, "2 B D"]:
@@ -75,30 +83,140 @@ def test_images_and_texts_change_places_freely():
     chex.assert_trees_all_close(one, other, rtol=1e-6)
 
 
+def both_ways(images, texts, scale) -> float:
+    """The softmax loss as the paper's figure 3 has it, row by row and column by column, in double precision."""
+    images, texts = np.float64(images), np.float64(texts)
+    total = 0.0
+    for asked, answers in ((images, texts), (texts, images)):
+        for index, vector in enumerate(asked):
+            logits = scale * answers @ vector
+            total += np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[index]
+    return total / (2 * len(images))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 32])
+@pytest.mark.parametrize("scale", [1 / 0.07, 1.0, 100.0])
+def test_softmax_loss_equals_what_is_written_row_by_row_and_column_by_column(batch, scale):
+    images, texts = embeddings(batch)
+    loss = softmax_loss(images, texts, jnp.float32(np.log(scale)))
+    chex.assert_trees_all_close(loss, np.float32(both_ways(images, texts, scale)), rtol=1e-5, atol=1e-6)
+
+
+def test_softmax_loss_of_a_guess_is_the_logarithm_of_the_batch():
+    same = jnp.tile(embeddings(1)[0], (16, 1))
+    np.testing.assert_allclose(softmax_loss(same, same, jnp.float32(3)), np.log(16), rtol=1e-6)
+
+
+def test_the_derivatives_of_softmax_loss_are_those_of_finite_differences():
+    with jax.enable_x64(True):
+        images, texts = embeddings(4).astype(jnp.float64)
+        check_grads(jax.jit(softmax_loss), (images, texts, jnp.log(1 / 0.07)), order=2, modes=("fwd", "rev"))
+
+
+def test_similarities_are_scaled_by_no_more_than_a_hundred_and_up_to_there_the_temperature_learns():
+    images, texts = embeddings(8)
+    value_and_slope = jax.jit(jax.value_and_grad(softmax_loss, argnums=2))
+    at, slope = value_and_slope(images, texts, jnp.float32(np.log(100)))
+    np.testing.assert_allclose(at, both_ways(images, texts, 100.0), rtol=1e-5)
+    assert slope != 0
+    beyond, slope = value_and_slope(images, texts, jnp.float32(np.log(100) + 1))
+    assert (beyond, slope) == (at, 0)
+    wider = softmax_loss(images, texts, jnp.float32(np.log(200)), largest_scale=1000)
+    np.testing.assert_allclose(wider, both_ways(images, texts, 200.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("log_temperature", [-20.0, 0.0, 20.0])
+def test_extreme_temperatures_leave_softmax_loss_finite(log_temperature):
+    images, texts = embeddings(4)
+    value_and_gradient = jax.value_and_grad(softmax_loss, argnums=(0, 1, 2))
+    chex.assert_tree_all_finite(value_and_gradient(images, texts, jnp.float32(log_temperature)))
+
+
+def test_softmax_loss_changes_with_the_partners_and_not_with_their_order():
+    images, texts = embeddings(6)
+    order = jnp.asarray([3, 1, 5, 0, 2, 4])
+    one, other, wrong = (
+        softmax_loss(images[a], texts[b], jnp.float32(2)) for a, b in ((slice(None),) * 2, (order, order), (order, slice(None)))
+    )
+    chex.assert_trees_all_close(one, other, rtol=1e-6)
+    assert abs(one - wrong) > 0.1
+
+
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("chunk_size", [1, 4, 16, 64])
-def test_chunks_give_the_same_loss_and_gradient(chunk_size):
-    arguments = (*embeddings(16), jnp.log(10.0), jnp.float32(-3))
+def test_chunks_give_the_same_loss_and_gradient(name, chunk_size):
+    arguments = (*embeddings(16), jnp.log(10.0))
     whole, chunked = (
-        jax.jit(jax.value_and_grad(functools.partial(sigmoid_loss, chunk_size=size), argnums=(0, 1, 2, 3)))(*arguments)
+        jax.jit(jax.value_and_grad(functools.partial(LOSSES[name], chunk_size=size), argnums=(0, 1, 2)))(*arguments)
         for size in (None, chunk_size)
     )
     chex.assert_trees_all_close(chunked, whole, rtol=1e-6, atol=1e-6)
 
 
-def test_chunks_bound_the_memory_of_a_large_batch():
+@pytest.mark.parametrize("name", LOSSES)
+def test_chunks_bound_the_memory_of_a_large_batch(name):
     """Of forward and backward pass, as XLA plans it for a batch of 8,192; nothing is run."""
     batch, width = 8192, 64
-    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((batch, width), (batch, width), (), ())]
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((batch, width), (batch, width), ())]
 
     def temporary_bytes(chunk_size: int | None) -> int:
-        loss = functools.partial(sigmoid_loss, chunk_size=chunk_size)
-        compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))).lower(*arguments).compile()
+        loss = functools.partial(LOSSES[name], chunk_size=chunk_size)
+        compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*arguments).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary_bytes(None) >= batch * batch * 4
     assert temporary_bytes(128) <= 0.05 * temporary_bytes(None)
 
 
-def test_chunks_that_do_not_divide_the_batch_are_refused():
+@pytest.mark.parametrize("name", LOSSES)
+def test_chunks_that_do_not_divide_the_batch_are_refused(name):
     with pytest.raises(UserError, match="16 texts cannot be cut into chunks of 5"):
-        sigmoid_loss(*embeddings(16), jnp.log(10.0), jnp.float32(-3), chunk_size=5)
+        LOSSES[name](*embeddings(16), jnp.log(10.0), chunk_size=5)
+
+
+four_devices = pytest.mark.skipif(jax.device_count() != DEVICES, reason="run in a process with four devices, by the test above")
+
+
+@pytest.mark.skipif(jax.device_count() == DEVICES, reason="this is the process")
+def test_the_tests_below_pass_on_four_devices():
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}"}
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", "devices", __file__]
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "5 passed, 1 skipped" in done.stdout, done.stdout
+
+
+@four_devices
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("strategy", ["jit", "pmap"])
+def test_softmax_loss_over_devices_is_that_of_the_whole_batch(strategy, chunk_size):
+    images, texts = embeddings(16)
+    arguments = images, texts, jnp.float32(2)
+    expected, wanted = jax.value_and_grad(softmax_loss, argnums=(0, 1, 2))(*arguments)
+    spread = Layout(strategy).over_batch(functools.partial(softmax_loss, chunk_size=chunk_size))
+    if strategy == "jit":
+        value, gradients = jax.jit(jax.value_and_grad(spread, argnums=(0, 1, 2)))(*arguments)
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+    else:  # Each device has its own loss; the mean over the devices is what a step descends.
+        rows = [x.reshape(DEVICES, -1, x.shape[-1]) for x in (images, texts)]
+        each = jax.pmap(jax.value_and_grad(spread, argnums=(0, 1, 2)), axis_name=Layout("pmap").axis_name, in_axes=(0, 0, None))
+        values, gradients = each(*rows, arguments[2])
+        np.testing.assert_allclose(values.mean(), expected, rtol=1e-6)
+        gradients = (*(g.reshape(images.shape) / DEVICES for g in gradients[:2]), gradients[2].mean())
+    chex.assert_trees_all_close(gradients, wanted, rtol=1e-5, atol=1e-6)
+
+
+@four_devices
+def test_several_devices_share_the_matrix_of_all_pairs():
+    """Each has the logits of its own rows; with chunks, of some of them at a time."""
+    size, layout = 2048, Layout("jit")
+    arguments = jnp.zeros((size, 8)), jnp.zeros((size, 8)), jnp.zeros(())
+    placed = [jax.device_put(x, layout.by_rows if x.ndim else layout.replicated) for x in arguments]
+
+    def temporary_bytes(loss, arguments) -> int:
+        compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*arguments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    shared = temporary_bytes(layout.over_batch(softmax_loss), placed)
+    assert shared < 0.3 * temporary_bytes(softmax_loss, arguments)
+    assert temporary_bytes(layout.over_batch(functools.partial(softmax_loss, chunk_size=64)), placed) < 0.2 * shared

@@ -12,6 +12,7 @@ from jaxdl.nn import (
     LearnedPositions,
     RelativePositionBias,
     alibi_bias,
+    interpolate_positions,
     ntk_frequencies,
     relative_buckets,
     rope,
@@ -39,6 +40,37 @@ def test_sinusoidal_2d_is_the_loop_over_places(endpoint):
             angles = [[place / 10_000 ** (i / (2 if endpoint else 3)) for i in range(3)] for place in (column, row)]
             want = [f(angle) for axis in angles for f in (math.sin, math.cos) for angle in axis]
             np.testing.assert_allclose(table[row * 5 + column], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("new", [(2, 3), (5, 4), (7, 9)])
+def test_interpolated_positions_are_the_loop_over_sixteen_neighbours(new):
+    """Keys 1981, eq. 4 with a = −3/4, in both directions; beyond the border its nearest place is repeated. A first row, of a class token, stays."""
+
+    def keys(distance: float) -> float:
+        d, a = abs(distance), -0.75
+        if d <= 1:
+            return (a + 2) * d**3 - (a + 3) * d**2 + 1
+        return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
+
+    old, table = (3, 4), np.random.default_rng(0).standard_normal((13, 2))
+    found = np.asarray(interpolate_positions(jnp.asarray(table, jnp.float32), old, new))
+    np.testing.assert_array_equal(found[0], np.float32(table[0]))
+    for row in range(new[0]):
+        for column in range(new[1]):
+            y, x = (row + 0.5) * old[0] / new[0] - 0.5, (column + 0.5) * old[1] / new[1] - 0.5
+            want = np.zeros(2)
+            for i in range(math.floor(y) - 1, math.floor(y) + 3):
+                for j in range(math.floor(x) - 1, math.floor(x) + 3):
+                    place = min(max(i, 0), old[0] - 1) * old[1] + min(max(j, 0), old[1] - 1)
+                    want += keys(y - i) * keys(x - j) * table[1 + place]
+            np.testing.assert_allclose(found[1 + row * new[1] + column], want, atol=1e-5)
+
+
+def test_positions_are_interpolated_from_a_grid_that_is_there():
+    table = jnp.asarray(np.random.default_rng(0).standard_normal((12, 5)), jnp.float32)
+    np.testing.assert_allclose(interpolate_positions(table, (3, 4), (3, 4)), table, atol=1e-7)
+    with pytest.raises(UserError, match="12 positions are fewer than the 4×4 places"):
+        interpolate_positions(table, (4, 4), (5, 5))
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
