@@ -84,7 +84,9 @@ def targets():
     return np.random.default_rng(1).integers(1, 39, (5, 11))
 
 
-@pytest.mark.parametrize("how", [{}, dict(scan=True, remat=True), dict(attention=ATTENTIONS["flash"])], ids=str)
+@pytest.mark.parametrize(
+    "how", [{}, dict(scan=True, remat=True), dict(attention=ATTENTIONS["flash"])], ids=["plain", "scan and remat", "flash"]
+)
 def test_logits_and_gradients_are_those_of_marian(theirs, directory, sources, targets, how):
     module, params = pretrained.load(directory)
     module = module.clone(**how)
