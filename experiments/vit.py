@@ -198,7 +198,9 @@ def example(
         image = example["image"]
         for change in augment:
             image = change(image, rng)
-        return process(image), np.eye(len(source.classes), dtype=np.float32)[example["label"]]
+        target = np.zeros(len(source.classes), np.float32)
+        target[example["label"]] = 1
+        return process(image), target
 
     image, target = prepared(example)
     if mixes:

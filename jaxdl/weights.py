@@ -30,10 +30,8 @@ class Table:
     rows: Rows
     ignored: str = r"(?!)"
     """A regular expression for published names that are no parameters. The default matches none."""
-    prefix: str = ""
-    """What some files have before each of their names, and others have not; `rows` and `ignored` are without it."""
     optional: str = r"(?!)"
-    """A regular expression for what some files have elsewhere in their names, and others have not; `rows` and `ignored` are without it. The default matches nothing."""
+    """A regular expression for what some files have in their names, and others have not, such as a prefix; `rows` and `ignored` are without it. The default matches nothing."""
 
     def source(self, path: str) -> tuple[str, Transform]:
         """Raises `LookupError` where no row speaks of `path`: a gap in the table, not in the file."""
@@ -68,6 +66,24 @@ def norm(ours: str, published: str) -> Rows:
     return {f"{ours}/scale": (f"{published}.weight", unchanged), f"{ours}/bias": (f"{published}.bias", unchanged)}
 
 
+def separate_attention(ours: str, published: str) -> Rows:
+    """Rows for an attention of Hugging Face's that keeps its projections apart, as those of BART, CLIP and SigLIP do."""
+    names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+    parts = [dense(f"{ours}/{name}", f"{published}.{theirs}") for name, theirs in names.items()]
+    return {path: source for part in parts for path, source in part.items()}
+
+
+def encoder_block(ours: str, published: str) -> Rows:
+    """Rows for a block of Hugging Face's CLIP and SigLIP towers."""
+    return {
+        **norm(f"{ours}/attention_norm", f"{published}.layer_norm1"),
+        **separate_attention(f"{ours}/attention", f"{published}.self_attn"),
+        **norm(f"{ours}/feed_forward_norm", f"{published}.layer_norm2"),
+        **dense(f"{ours}/feed_forward/expand", f"{published}.mlp.fc1"),
+        **dense(f"{ours}/feed_forward/contract", f"{published}.mlp.fc2"),
+    }
+
+
 def packed_attention(ours: str, published: str) -> Rows:
     """Rows for `torch.nn.MultiheadAttention`, which keeps query, key and value in one matrix."""
     rows = dense(f"{ours}/out", f"{published}.out_proj")
@@ -86,7 +102,7 @@ def convert(
     """
     expected = flatten_dict(shapes, sep="/")
     sources = {path: table.source(path) for path in expected}
-    stored = {re.sub(table.optional, "", name.removeprefix(table.prefix)): name for name in tensors}
+    stored = {re.sub(table.optional, "", name): name for name in tensors}
     present = {name for name in stored if not re.fullmatch(table.ignored, name)}
     wanted = {name for name, _ in sources.values()}
     _refuse(

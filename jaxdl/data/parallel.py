@@ -17,8 +17,8 @@ from jaxdl.errors import UserError, unknown
 
 CLDR_PHRASES = 16_000
 """Of `builtin:cldr`, beside its names."""
-_HELD_OUT_PHRASES = 800
-_HELD_OUT_NAMES = 0.1
+_TEST_PHRASES, _TEST_SHARE = 800, 0.1
+"""Held out: so many phrases, and this share of the names."""
 
 
 class Pairs:
@@ -150,7 +150,7 @@ def cldr_pairs(split: Split, source: str, target: str) -> Pairs:
             if not re.search(r"[()\d]|Pseudo", one[key] + other[key]):
                 names.setdefault(normalise(one[key]), normalise(other[key]))
     order = random.permutation(list(names)).tolist()
-    held_out = set(order[: round(_HELD_OUT_NAMES * len(names))])
+    held_out = set(order[: round(_TEST_SHARE * len(names))])
 
     one, other = (locale.territories for locale in locales)
     known = names.keys() - held_out
@@ -163,7 +163,7 @@ def cldr_pairs(split: Split, source: str, target: str) -> Pairs:
 
     kept = [pair for pair in names.items() if (pair[0] in held_out) == (split == "test")]
     made = list(phrases.items())
-    made = made[_HELD_OUT_PHRASES:] if split == "train" else made[:_HELD_OUT_PHRASES]
+    made = made[_TEST_PHRASES:] if split == "train" else made[:_TEST_PHRASES]
     return Pairs(kept + made, ["name"] * len(kept) + ["phrase"] * len(made))
 
 

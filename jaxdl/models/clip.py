@@ -28,7 +28,7 @@ from jaxdl.nn import (
     patchify,
     silu,
 )
-from jaxdl.weights import Table, dense, norm, patch_kernel, scalar, unchanged
+from jaxdl.weights import Table, dense, encoder_block, norm, patch_kernel, scalar, unchanged
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -275,14 +275,7 @@ PUBLISHED = Table(
         "text/tokens/embedding": ("text_model.embeddings.token_embedding.weight", unchanged),
         "(vision|text)/positions/table": (r"\1_model.embeddings.position_embedding.weight", unchanged),
         **norm("vision/norm", "vision_model.pre_layrnorm"),
-        **norm(f"{_BLOCK}/attention_norm", f"{_LAYER}.layer_norm1"),
-        **dense(f"{_BLOCK}/attention/query", f"{_LAYER}.self_attn.q_proj"),
-        **dense(f"{_BLOCK}/attention/key", f"{_LAYER}.self_attn.k_proj"),
-        **dense(f"{_BLOCK}/attention/value", f"{_LAYER}.self_attn.v_proj"),
-        **dense(f"{_BLOCK}/attention/out", f"{_LAYER}.self_attn.out_proj"),
-        **norm(f"{_BLOCK}/feed_forward_norm", f"{_LAYER}.layer_norm2"),
-        **dense(f"{_BLOCK}/feed_forward/expand", f"{_LAYER}.mlp.fc1"),
-        **dense(f"{_BLOCK}/feed_forward/contract", f"{_LAYER}.mlp.fc2"),
+        **encoder_block(_BLOCK, _LAYER),
         **norm("vision/encoder/norm", "vision_model.post_layernorm"),
         **norm("text/encoder/norm", "text_model.final_layer_norm"),
         **dense("vision/head", "visual_projection"),

@@ -194,5 +194,5 @@ PUBLISHED = Table(
     },
     # Masks, and the copy of the embeddings that some files keep as the head.
     ignored=r".*\.attn\.(masked_)?bias|lm_head\.weight",
-    prefix="transformer.",  # The hub's own files were saved without the head, and have none.
+    optional=r"^transformer\.",  # The hub's own files were saved without the head, and have none.
 )

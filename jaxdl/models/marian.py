@@ -32,7 +32,7 @@ from jaxdl.nn import (
     silu,
     sinusoidal,
 )
-from jaxdl.weights import Table, dense, norm, unchanged
+from jaxdl.weights import Table, dense, norm, separate_attention, unchanged
 
 ACTIVATIONS = {"relu": jax.nn.relu, "swish": silu, "silu": silu, "gelu": gelu, "gelu_new": gelu_tanh}
 """Of the feed-forwards, by HF's names: the paper has ReLU (eq. 2), opus-mt swish."""
@@ -290,24 +290,17 @@ def from_config(config: dict, **changes: Any) -> tuple[EncoderDecoder, tuple[jax
     return module, (tokens, tokens)
 
 
-def _attention(ours: str, published: str) -> dict:
-    names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
-    return {
-        row: source for name, theirs in names.items() for row, source in dense(f"{ours}/{name}", f"{published}.{theirs}").items()
-    }
-
-
 def _stack(name: str, *, cross: bool) -> dict:
     block, layer = rf"{name}/block_(\d+)", rf"{name}.layers.\1"
     rows = {
-        **_attention(f"{block}/attention", f"{layer}.self_attn"),
+        **separate_attention(f"{block}/attention", f"{layer}.self_attn"),
         **norm(f"{block}/attention_norm", f"{layer}.self_attn_layer_norm"),
         **dense(f"{block}/feed_forward/expand", f"{layer}.fc1"),
         **dense(f"{block}/feed_forward/contract", f"{layer}.fc2"),
         **norm(f"{block}/feed_forward_norm", f"{layer}.final_layer_norm"),
     }
     if cross:
-        rows |= _attention(f"{block}/cross_attention", f"{layer}.encoder_attn")
+        rows |= separate_attention(f"{block}/cross_attention", f"{layer}.encoder_attn")
         rows |= norm(f"{block}/cross_attention_norm", f"{layer}.encoder_attn_layer_norm")
     return rows
 
@@ -322,5 +315,5 @@ PUBLISHED = Table(
     },
     # Copies of the one table, and positions, which are computed.
     ignored=r"lm_head\.weight|(en|de)coder\.embed_(tokens|positions)\.weight",
-    prefix="model.",
+    optional=r"^model\.",
 )

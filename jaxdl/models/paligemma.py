@@ -15,7 +15,7 @@ from jaxdl.models import gemma, siglip
 from jaxdl.models.gemma import Gemma
 from jaxdl.models.siglip import VisionTower
 from jaxdl.nn import Cache
-from jaxdl.weights import Table, dense, norm, patch_kernel, unchanged
+from jaxdl.weights import Table, dense, encoder_block, norm, patch_kernel, unchanged
 
 
 @flax.struct.dataclass
@@ -153,14 +153,7 @@ def PUBLISHED(config: dict) -> Table:
             "vision/patches/projection/kernel": ("vision_tower.embeddings.patch_embedding.weight", patch_kernel),
             "vision/patches/projection/bias": ("vision_tower.embeddings.patch_embedding.bias", unchanged),
             "vision/positions/table": ("vision_tower.embeddings.position_embedding.weight", unchanged),
-            **norm(f"{_BLOCK}/attention_norm", f"{_LAYER}.layer_norm1"),
-            **dense(f"{_BLOCK}/attention/query", f"{_LAYER}.self_attn.q_proj"),
-            **dense(f"{_BLOCK}/attention/key", f"{_LAYER}.self_attn.k_proj"),
-            **dense(f"{_BLOCK}/attention/value", f"{_LAYER}.self_attn.v_proj"),
-            **dense(f"{_BLOCK}/attention/out", f"{_LAYER}.self_attn.out_proj"),
-            **norm(f"{_BLOCK}/feed_forward_norm", f"{_LAYER}.layer_norm2"),
-            **dense(f"{_BLOCK}/feed_forward/expand", f"{_LAYER}.mlp.fc1"),
-            **dense(f"{_BLOCK}/feed_forward/contract", f"{_LAYER}.mlp.fc2"),
+            **encoder_block(_BLOCK, _LAYER),
             **norm("vision/encoder/norm", "vision_tower.post_layernorm"),
             **dense("projection", "multi_modal_projector.linear"),
             **gemma.published_rows("text", "language_model.model", second),

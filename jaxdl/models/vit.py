@@ -224,5 +224,5 @@ PUBLISHED = Table(
     },
     # A layer on top of the class token that no classifier uses, and what stands for hidden patches in masked training.
     ignored=r"pooler\.dense\.(weight|bias)|embeddings\.mask_token",
-    prefix="vit.",  # `ViTModel` is without it.
+    optional=r"^vit\.",  # `ViTModel` is without it.
 )
