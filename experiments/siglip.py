@@ -141,7 +141,7 @@ def train(family: Family, config: Config, workdir: str | Path, execution: Execut
         source = open_source(config.data, "train", data_dir=config.data_dir, resolution=config.resolution)
         held_out = open_source(config.eval_data or config.data, "test", data_dir=config.data_dir, resolution=config.resolution)
         for spec, opened in ((config.data, source), (config.eval_data or config.data, held_out)):
-            if not opened.classes and not hasattr(opened, "texts"):
+            if not opened.classes and not (hasattr(opened, "texts") and opened.texts(0)):
                 raise UserError(f"{spec} has neither captions nor labels: choose a data set of pictures that has")
         with run.first_process_first():
             module, params, process, tokenize = build(family, config, source, run.directory)

@@ -166,7 +166,7 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
         )
 
         each = run.layout.inference(functools.partial(losses, module), batch_size=32)
-        rows = [np.stack([unread[index][name] for name in FIELDS]) for index in range(len(unread))]
+        rows = [unread[index] for index in range(len(unread))]
         evaluate = lambda state: measure(each({"params": state.measured}, rows))
         state = fit(step, state, batches, run, steps=config.steps, evaluate=evaluate, evaluate_every=config.evaluate_every)
 
@@ -223,10 +223,6 @@ def build(config: Config, tokenizer: Tokenizer) -> tuple[EncoderDecoder, PyTree 
     return EncoderDecoder(tokenizer.vocabulary, config.width, stack, stack, **fields), None
 
 
-FIELDS = ("source", "source_segments", "target", "target_segments", "labels")
-"""Of a row, in the order in which evaluation stacks them."""
-
-
 def loss(
     module: EncoderDecoder,
     smoothing: float,
@@ -236,26 +232,22 @@ def loss(
     key: Key[Array, ""],
 ) -> tuple[Float[Array, ""], Aux]:
     """Cross-entropy of the next target token with label smoothing, without padding: the mean over each row, then over rows, which are about equally full. So it is a mean over examples however they are spread."""
-    out = module.apply(
-        {"params": params},
-        batch["source"],
-        batch["target"],
-        source_segments=batch["source_segments"],
-        target_segments=batch["target_segments"],
-        train=True,
-        rngs={"dropout": key},
-    )
+    out = module.apply({"params": params}, **_inputs(batch), train=True, rngs={"dropout": key})
     one = lambda logits, labels, segments: cross_entropy(logits, labels, smoothing=smoothing, mask=segments > 0)
     return jax.vmap(one)(out.logits, batch["labels"], batch["target_segments"]).mean(), Aux()
 
 
-def losses(module: EncoderDecoder, variables: PyTree, rows: Int[Array, "B 5 L"]) -> Float[Array, "B 2"]:
+def losses(module: EncoderDecoder, variables: PyTree, batch: Batch) -> Float[Array, "B 2"]:
     """For each row the sum of the tokens' cross-entropy, without smoothing, and how many there are."""
-    source, source_segments, target, target_segments, labels = rows.swapaxes(0, 1)
-    out = module.apply(variables, source, target, source_segments=source_segments, target_segments=target_segments)
-    counts = (target_segments > 0).sum(1)
+    out, counts = module.apply(variables, **_inputs(batch)), (batch["target_segments"] > 0).sum(1)
     mean = jax.vmap(lambda logits, labels, segments: cross_entropy(logits, labels, mask=segments > 0))
-    return jnp.stack([mean(out.logits, labels, target_segments) * counts, counts.astype(jnp.float32)], axis=1)
+    total = mean(out.logits, batch["labels"], batch["target_segments"]) * counts
+    return jnp.stack([total, counts.astype(jnp.float32)], axis=1)
+
+
+def _inputs(batch: Batch) -> Batch:
+    """What the model sees of a batch."""
+    return {name: values for name, values in batch.items() if name != "labels"}
 
 
 def measure(each: Float[np.ndarray, "N 2"]) -> dict[str, float]:

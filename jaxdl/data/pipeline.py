@@ -60,8 +60,15 @@ def train_batches(
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
 
 
-def eval_batches(rows: Iterable[np.ndarray], batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Stacks rows in order into batches of one shape, each with the number of its rows that count; the last is filled up with copies of its first row."""
+Row = np.ndarray | dict[str, np.ndarray]
+
+
+def eval_batches(rows: Iterable[Row], batch_size: int) -> Iterator[tuple[Row, int]]:
+    """Stacks rows, arrays or dicts of them, in order into batches of one shape, each with the number of its rows that count; the last is filled up with copies of its first row."""
     rows = iter(rows)
     while batch := list(itertools.islice(rows, batch_size)):
-        yield np.stack(batch + batch[:1] * (batch_size - len(batch))), len(batch)
+        full = batch + batch[:1] * (batch_size - len(batch))
+        if isinstance(batch[0], dict):
+            yield {name: np.stack([row[name] for row in full]) for name in batch[0]}, len(batch)
+        else:
+            yield np.stack(full), len(batch)

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from jaxdl.data.image import decode
-from jaxdl.data.scenes import Scenes
+from jaxdl.data.scenes import Field, Scenes
 from jaxdl.errors import UserError, unknown
 
 Split = Literal["train", "test"]
@@ -20,7 +20,7 @@ _IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 @runtime_checkable
 class Source(Protocol):
-    """`len(source)` examples; `source[i]` is a dict. Image sources give `image` (`H W C` uint8) with `text` (a tuple of captions) or `label` (an index into `classes`).
+    """`len(source)` examples; `source[i]` is a dict. Image sources give `image` (`H W C` uint8) with `text` (a tuple of captions), `questions` (a tuple of questions with their answers) or `label` (an index into `classes`).
 
     Sources of captions also have `texts(i)`, the captions without the image.
     """
@@ -33,8 +33,10 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-def open_source(spec: str, split: Split, *, data_dir: str = "", resolution: int = 32) -> Source:
-    """The source that `spec` names.
+def open_source(
+    spec: str, split: Split, *, data_dir: str = "", resolution: int = 32, fields: tuple[Field, ...] = ("text",)
+) -> Source:
+    """The source that `spec` names. What is generated can give more than pictures with captions: `fields` are those of `Scenes`.
 
     `builtin:scenes` (generated at `resolution`), `builtin:digits`; `tfds:NAME[/CONFIG][:VERSION]`, prepared under `data_dir` (TFDS' own default where empty); `folder:PATH`, images with a `metadata.jsonl` (`file_name`, `text`) or with one sub-folder per class. The test split of a folder is a sibling or sub-folder with a name like `val` or `test`.
 
@@ -44,7 +46,7 @@ def open_source(spec: str, split: Split, *, data_dir: str = "", resolution: int 
     match kind, name:
         case "builtin", "scenes":
             length, seed = (TRAIN_SCENES, 0) if split == "train" else (TEST_SCENES, 1)
-            return Scenes(length, resolution, seed)
+            return Scenes(length, resolution, seed, fields)
         case "builtin", "digits":
             return Digits(split)
         case "builtin", _:
@@ -136,28 +138,26 @@ class TFDS:
 
 
 class CaptionFolder:
-    """Images beside a `metadata.jsonl` whose rows have `file_name` and `text`, one caption or a list of them."""
+    """Images beside a `metadata.jsonl` whose rows have `file_name` and `text`, one caption or a list of them, or `questions`, a list of [question, answer], or both."""
 
     classes = ()
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self.rows: list[tuple[str, tuple[str, ...]]] = []
+        self.rows: list[tuple[str, dict[str, tuple]]] = []
         path = directory / "metadata.jsonl"
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-                name, text = row["file_name"], row["text"]
+                self.rows.append((row["file_name"], _told(row)))
             except (json.JSONDecodeError, TypeError, KeyError):
                 raise UserError(
                     f'{path}, line {number}: expected {{"file_name": ..., "text": caption or list of captions}}, found {line[:80]}'
                 ) from None
-            texts = tuple(text) if isinstance(text, list) else (text,)
-            if not texts or not all(isinstance(t, str) for t in texts):
-                raise UserError(f"{path}, line {number}: text must be a caption or a list of captions, found {text!r}")
-            self.rows.append((name, texts))
+            except UserError as error:
+                raise UserError(f"{path}, line {number}: {error}") from None
         if not self.rows:
             raise UserError(f"{path} has no rows: give one line per image")
 
@@ -165,12 +165,28 @@ class CaptionFolder:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        name, texts = self.rows[index]
-        return {"image": decode(self.directory / name), "text": texts}
+        name, told = self.rows[index]
+        return {"image": decode(self.directory / name), **told}
 
     def texts(self, index: int) -> tuple[str, ...]:
         """The captions of an example, without reading its image."""
-        return self.rows[index][1]
+        return self.rows[index][1].get("text", ())
+
+
+def _told(row: dict[str, Any]) -> dict[str, tuple]:
+    """What a row says about its image. Raises `UserError` where that is not what it should be, `KeyError` where there is nothing."""
+    told: dict[str, tuple] = {}
+    if "text" in row or "questions" not in row:
+        text = row["text"]
+        told["text"] = tuple(text) if isinstance(text, list) else (text,)
+        if not told["text"] or not all(isinstance(caption, str) for caption in told["text"]):
+            raise UserError(f"text must be a caption or a list of captions, found {text!r}")
+    if "questions" in row:
+        pairs = row["questions"]
+        if not pairs or not all(isinstance(pair, list) and [type(part) for part in pair] == [str, str] for pair in pairs):
+            raise UserError(f"questions must be a list of [question, answer], found {pairs!r}")
+        told["questions"] = tuple(map(tuple, pairs))
+    return told
 
 
 class ClassFolder:

@@ -1,5 +1,6 @@
 """Pictures that experiments share, and the sheet for those that only one of them draws."""
 
+from jaxdl.figures.answers import answers, boxes
 from jaxdl.figures.attention import attention_maps
 from jaxdl.figures.canvas import save, show, subplots
 from jaxdl.figures.classification import confusion_matrix, mistakes
@@ -11,10 +12,12 @@ from jaxdl.figures.training import beside, learning_curves
 
 __all__ = [
     "OCTAVES",
+    "answers",
     "attention_maps",
     "attention_rollout",
     "beside",
     "bits_by_class",
+    "boxes",
     "confusion_matrix",
     "copied",
     "inside",

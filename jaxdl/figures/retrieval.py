@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from jaxdl.figures.canvas import save, show, subplots
 
@@ -24,7 +24,7 @@ def ranked_texts(
     images: Sequence[UInt8[np.ndarray, "_ _ _"]],
     texts: Sequence[str],
     similarity: Float[np.ndarray, "I J"],
-    relevant: Sequence[int],
+    relevant: Sequence[int] | Int[np.ndarray, "_"],
     path: Path,
     *,
     k: int = 5,
@@ -45,7 +45,7 @@ def ranked_images(
     texts: Sequence[str],
     images: Sequence[UInt8[np.ndarray, "_ _ _"]],
     similarity: Float[np.ndarray, "J I"],
-    relevant: Sequence[int],
+    relevant: Sequence[int] | Int[np.ndarray, "_"],
     path: Path,
     *,
     k: int = 6,

@@ -1,6 +1,7 @@
 """PaliGemma: an image, seen by SigLIP's tower, and a question stand before an answer that Gemma writes (Beyer et al. 2024, arXiv:2407.07726; PaliGemma 2: Steiner et al. 2024, arXiv:2412.03555)."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -8,9 +9,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxdl.errors import UserError, unknown
+from jaxdl.generate import Decode, Sampling, generate
 from jaxdl.models import gemma, siglip
 from jaxdl.models.gemma import Gemma
 from jaxdl.models.siglip import VisionTower
@@ -84,6 +86,41 @@ class PaliGemma(nn.Module):
         row = VARIANTS[name]
         tower = siglip.SigLIP.variant(row.vision, **changes).vision.clone(head=False)
         return cls(tower, Gemma.variant(row.text, vocabulary=VOCABULARY, **changes), IMAGE_TOKEN)
+
+
+def answer(
+    module: PaliGemma,
+    variables: PyTree,
+    images: Float[Array, "B H W C"],
+    tokens: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    key: PRNGKeyArray | None = None,
+    *,
+    steps: int,
+    end: int | None = None,
+    sampling: Sampling = Sampling(temperature=0),
+) -> Int[Array, "B steps"]:
+    """What the model writes, in at most `steps` tokens, to rows of image and question whose padding is on the left; where there is an `end`, it is `end` from there on. Greedy, unless there is another way of `sampling`, for which there has to be a `key`.
+
+    To be compiled with its arrays as arguments.
+    """
+    key = jax.random.key(0) if key is None else key
+    cache = module.empty_cache(len(tokens), tokens.shape[1] + steps - 1)
+    given = _next_logits(module), (variables, images), tokens, cache, key
+    return generate(*given, steps=steps, sampling=sampling, valid=valid, end=end)
+
+
+@functools.cache
+def _next_logits(module: PaliGemma) -> Decode:
+    """The same function for the same module, so that the loop is compiled once."""
+
+    def decode(given: PyTree, tokens: Int[Array, "B T"], cache: Cache, valid: Bool[Array, "B T"]) -> tuple[Array, Cache]:
+        variables, images = given
+        asked = tokens.shape[1] > 1  # The question, which is longer than one token since the image is; what is written is not.
+        out, cache = module.apply(variables, tokens, cache, images=images if asked else None, valid=valid, method="decode")
+        return out.logits, cache
+
+    return decode
 
 
 VOCABULARY = 257_216

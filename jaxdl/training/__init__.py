@@ -4,9 +4,9 @@ from jaxdl.training.beginning import OPTIMIZERS, matrices, start
 from jaxdl.training.inside import Inside, look
 from jaxdl.training.loop import Interrupted, fit
 from jaxdl.training.parallel import Layout, data_mesh, distribute
-from jaxdl.training.run import ASIDE, Execution, Run
+from jaxdl.training.run import ASIDE, Execution, Run, load_run
 from jaxdl.training.state import TrainState, init_state, parameters_sha256
-from jaxdl.training.step import Aux, Batch, make_step
+from jaxdl.training.step import Aux, Batch, Frozen, make_step
 
 __all__ = [
     "ASIDE",
@@ -14,6 +14,7 @@ __all__ = [
     "Aux",
     "Batch",
     "Execution",
+    "Frozen",
     "Inside",
     "Interrupted",
     "Layout",
@@ -23,6 +24,7 @@ __all__ = [
     "distribute",
     "fit",
     "init_state",
+    "load_run",
     "look",
     "make_step",
     "matrices",

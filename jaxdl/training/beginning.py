@@ -10,7 +10,10 @@ from jaxtyping import Array, Key, PyTree
 
 from jaxdl.training.parallel import Layout
 from jaxdl.training.state import TrainState, init_state
-from jaxdl.training.step import GradientStep, LossFn, make_step
+from jaxdl.training.step import Frozen, GradientStep, LossFn, make_step
+
+Mask = Callable[[PyTree], PyTree]
+"""Of parameters: true for those that decay."""
 
 
 @runtime_checkable
@@ -32,10 +35,11 @@ def start(
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation],
     init: Callable[[Key[Array, ""]], dict[str, Any]],
     params: PyTree | None = None,
+    frozen: Frozen | None = None,
 ) -> tuple[GradientStep, TrainState]:
     """The step that minimises `loss_fn`, and the state at step 0, both as `config` and `layout` want them.
 
-    `optimizer` makes one of a schedule; the gradient is clipped to the norm `config.clip` before it comes there. `init` and `params` are `init_state`'s.
+    `optimizer` makes one of a schedule; the gradient is clipped to the norm `config.clip` before it comes there. `init` and `params` are `init_state`'s, `frozen` is `make_step`'s.
     """
     schedule = config.schedule()
     clipped = optax.chain(optax.clip_by_global_norm(config.clip), optimizer(schedule))
@@ -47,18 +51,47 @@ def start(
         accumulate=config.accumulate,
         ema_decay=config.ema_decay or None,
         axis_name=layout.axis_name,
+        frozen=frozen,
     )
     return step, state
 
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adamw": lambda schedule, decay, *, b2=0.95, mask=None: optax.adamw(schedule, b2=b2, weight_decay=decay, mask=mask),
-    # Muon orthogonalises the updates of matrices, and leaves the rest to Adam (Jordan et al. 2024).
-    "muon": lambda schedule, decay, *, b2=0.95, mask=None: optax.contrib.muon(
-        schedule, weight_decay=decay, weight_decay_mask=mask, adam_b2=b2
-    ),
-}
-"""By name `(schedule, weight_decay, *, b2, mask)`, of which experiments let one choose. `b2` is Adam's β₂, `mask` says what decays (all, where it is None)."""
+def adamw(
+    schedule: optax.Schedule, decay: float, *, b2: float = 0.95, mask: Mask | None = None, embeddings: float | None = None
+) -> optax.GradientTransformation:
+    """Adam with decoupled decay (Loshchilov and Hutter 2019). It treats embeddings like all others."""
+    return optax.adamw(schedule, b2=b2, weight_decay=decay, mask=mask)
+
+
+def muon(
+    schedule: optax.Schedule, decay: float, *, b2: float = 0.95, mask: Mask | None = None, embeddings: float | None = None
+) -> optax.GradientTransformation:
+    """Orthogonalises the updates of matrices, and leaves the rest to Adam (Jordan et al. 2024).
+
+    Where `embeddings` is given, Adam takes tables of embeddings too, and all that it takes learns at this share of the rate: in a table of which most rows are rare, orthogonal updates make much of the noise in those.
+    """
+    if embeddings is None:
+        return optax.contrib.muon(schedule, weight_decay=decay, weight_decay_mask=mask, adam_b2=b2)
+
+    def by_muon(params: PyTree) -> PyTree:
+        def one(path: tuple, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
+            table = jax.tree_util.keystr(path, simple=True, separator="/").endswith(("/embedding", "/table"))
+            return optax.contrib.MuonDimensionNumbers() if leaf.ndim == 2 and not table else None
+
+        return jax.tree_util.tree_map_with_path(one, params)
+
+    return optax.contrib.muon(
+        schedule,
+        weight_decay=decay,
+        weight_decay_mask=mask,
+        adam_b2=b2,
+        adam_learning_rate=lambda step: embeddings * schedule(step),
+        muon_weight_dimension_numbers=by_muon,
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": adamw, "muon": muon}
+"""By name `(schedule, weight_decay, *, b2, mask, embeddings)`, of which experiments let one choose. `b2` is Adam's β₂, `mask` says what decays (all, where it is None)."""
 
 
 def matrices(params: PyTree) -> PyTree:

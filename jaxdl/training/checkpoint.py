@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, PyTree, UInt32
 
-from jaxdl.errors import RunError
+from jaxdl.errors import RunError, UserError
 from jaxdl.training.processes import agree, barrier, is_first
 from jaxdl.training.state import TrainState
 
@@ -87,6 +88,28 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+
+def read_variables(directory: Path) -> dict[str, PyTree]:
+    """Parameters, their average (or None) and other variables of the newest checkpoint in a folder, as numpy arrays on any machine: `params`, `ema` and `variables`. The optimizer's state is not read. Raises `UserError` if there is none, or it cannot be read."""
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), **{name: ocp.JsonCheckpointHandler() for name in ("progress", "config")}}
+    latest = None
+    if directory.is_dir():
+        manager = ocp.CheckpointManager(directory.absolute(), item_handlers=handlers)
+        latest = manager.latest_step()
+    if latest is None:
+        raise UserError(f"there is no checkpoint in {directory}: train first")
+    try:
+        stored = manager.item_metadata(latest)["state"].tree
+        wanted = {name: stored[name] for name in ("params", "ema", "variables")}
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted)
+        as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        state = ocp.args.PyTreeRestore(shapes, restore_args=as_numpy, partial_restore=True)
+        return manager.restore(latest, args=ocp.args.Composite(state=state)).state
+    except Exception as error:  # Orbax and TensorStore each have their own.
+        raise UserError(f"the checkpoint of step {latest} in {directory} cannot be read ({type(error).__name__})") from error
+    finally:
+        manager.close()
 
 
 @jax.jit

@@ -145,7 +145,7 @@ Look = Callable[[TrainState, Batch], Inside]
 def look(step: GradientStep) -> Look:
     """Looks into a step that `make_step` made. The update is that of the step itself.
 
-    Where batches are cut into parts, activations and their gradients are those of the first part, and so is its loss. Over a mapped axis they are those of all devices together; an output that is not made of examples, such as a learned scalar, is there once for each device, and so is its share of the gradient.
+    Gradients of parameters that are frozen are shown as they would be if they were not. Where batches are cut into parts, activations and their gradients are those of the first part, and so is its loss. Over a mapped axis they are those of all devices together; an output that is not made of examples, such as a learned scalar, is there once for each device, and so is its share of the gradient.
     """
 
     accumulate, axis_name = step.accumulate, step.axis_name

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from jaxdl.data import eval_batches
+from jaxdl.data.pipeline import Row, eval_batches
 from jaxdl.errors import UserError
 from jaxdl.training.processes import whole
 from jaxdl.training.state import TrainState
@@ -126,9 +126,9 @@ class Layout:
         return mapped
 
     def inference(
-        self, fn: Callable[[PyTree, Array], PyTree], batch_size: int = 128
-    ) -> Callable[[PyTree, Iterable[np.ndarray]], PyTree]:
-        """`fn(variables, batch)`, whose results have a row for each of the batch, as a function of any number of rows: compiled once, for batches of one size that are spread over the devices where they divide it.
+        self, fn: Callable[[PyTree, Array | Batch], PyTree], batch_size: int = 128
+    ) -> Callable[[PyTree, Iterable[Row]], PyTree]:
+        """`fn(variables, batch)`, whose results have a row for each of the batch, as a function of any number of rows, arrays or dicts of them: compiled once, for batches of one size that are spread over the devices where they divide it.
 
         Numpy in (the same in every process), numpy out. Raises `UserError` if there are no rows.
         """
@@ -138,10 +138,10 @@ class Layout:
             sharding = self.replicated if len(values) % self.mesh.size else self.by_rows
             return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
-        def one(variables: PyTree, batch: np.ndarray, count: int) -> PyTree:
-            return jax.tree.map(lambda result: whole(result)[:count], compiled(variables, place(batch)))
+        def one(variables: PyTree, batch: Row, count: int) -> PyTree:
+            return jax.tree.map(lambda result: whole(result)[:count], compiled(variables, jax.tree.map(place, batch)))
 
-        def over_rows(variables: PyTree, rows: Iterable[np.ndarray]) -> PyTree:
+        def over_rows(variables: PyTree, rows: Iterable[Row]) -> PyTree:
             parts = [one(variables, *part) for part in eval_batches(rows, batch_size)]
             if not parts:
                 raise UserError("there is nothing to compute on: the data set is empty")

@@ -16,11 +16,12 @@ from typing import Annotated, Any, Literal
 
 import jax
 from annotated_types import Ge, Gt
+from jaxtyping import PyTree
 from tqdm import tqdm
 
 from jaxdl import figures
 from jaxdl.errors import UserError
-from jaxdl.training.checkpoint import Checkpoints
+from jaxdl.training.checkpoint import Checkpoints, read_variables
 from jaxdl.training.logging import JsonLines, TensorBoard, WandB, Writer, read_metrics, replace_text
 from jaxdl.training.parallel import Layout
 from jaxdl.training.processes import agree, first_process_first, is_first
@@ -170,6 +171,22 @@ class Run:
             self.say(f"  {name:<{width}}  {value:.4g}")
         pictures = ", ".join(sorted(path.name for path in self.figures.glob("*.png")))
         self.say(f"everything is in {self.directory}; pictures in {self.figures}: {pictures}")
+
+
+def load_run(directory: str | Path) -> tuple[dict[str, Any], dict[str, PyTree]]:
+    """What a run computes, as its `config.json` says it (`experiment`, `config`), and the variables of its newest checkpoint, for `module.apply`: numpy arrays, of which `params` are the average where the run keeps one.
+
+    Raises `UserError` if there is no run, or it has no checkpoint that can be read.
+    """
+    path = Path(directory).expanduser() / "config.json"
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        told["experiment"], told["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{directory} is no run: give the --workdir of an experiment, with its config.json") from None
+    stored = read_variables(path.parent / "checkpoints")
+    params = stored["params"] if stored["ema"] is None else stored["ema"]
+    return told, {"params": params, **stored["variables"]}
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """What training carries from step to step."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -47,14 +47,14 @@ def init_state(
 ) -> TrainState:
     """The state at step 0, made by one compiled program.
 
-    `init` is a module's initialisation given its key: `lambda key: module.init(key, images, tokens)`. `params`, where given, stand in for the initialised ones (fine-tuning). `shardings` (a layout's `state_shardings`) says where each leaf of the abstract state will lie: it is made there, and no device ever holds one whole that is to be cut.
+    `init` is a module's initialisation given its key: `lambda key: module.init(key, images, tokens)`. `params`, where given, stand in for the initialised ones (fine-tuning); of a tree of dicts they may be a part, and the rest is initialised. `shardings` (a layout's `state_shardings`) says where each leaf of the abstract state will lie: it is made there, and no device ever holds one whole that is to be cut.
     """
 
     def make(given: PyTree | None) -> TrainState:
         init_key, key = jax.random.split(jax.random.key(seed))
         variables = dict(init(init_key))
         fresh = variables.pop("params")
-        params = fresh if given is None else given
+        params = fresh if given is None else _filled(given, fresh)
         average = jax.tree.map(jnp.copy, params) if ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), variables, key, average)
 
@@ -62,8 +62,20 @@ def init_state(
         return jax.jit(make)(params)
     placed = shardings(jax.eval_shape(make, params))
     if params is not None:
-        params = jax.tree.map(_put, params, placed.params)
+        params = jax.tree.map(_put, params, _like(params, placed.params))
     return jax.jit(make, out_shardings=placed)(params)
+
+
+def _filled(given: PyTree, fresh: PyTree) -> PyTree:
+    """What is given, and the rest of what is fresh."""
+    if not isinstance(fresh, Mapping):
+        return given
+    return {**fresh, **{name: _filled(values, fresh[name]) for name, values in given.items()}}
+
+
+def _like(given: PyTree, whole: PyTree) -> PyTree:
+    """The part of the whole that is given."""
+    return {name: _like(part, whole[name]) for name, part in given.items()} if isinstance(given, Mapping) else whole
 
 
 def _put(values: np.ndarray | Array, sharding: jax.sharding.Sharding) -> Array:

@@ -1,6 +1,8 @@
 """From an objective and an optimizer to a step: `(state, batch) -> (state, metrics)`."""
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable
 
 import flax.struct
@@ -11,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxdl.errors import UserError
-from jaxdl.training.state import TrainState
+from jaxdl.training.state import TrainState, parameter_paths
 
 Batch = dict[str, Array | np.ndarray]
 Metrics = dict[str, Array]
@@ -31,6 +33,23 @@ class Aux:
 
 LossFn = Callable[[PyTree, dict[str, PyTree], Batch, Key[Array, ""]], tuple[Float[Array, ""], Aux]]
 """`(params, variables, batch, key) -> (loss, Aux)`, a mean over the batch's examples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """Parameters that stay as they are, for a time: those of a part that was trained before, while what is new around it finds its way (Beyer et al. 2024, section 2.3)."""
+
+    paths: str
+    """A regular expression, searched in a parameter's path such as "vision/encoder/block_0/norm/scale"."""
+    steps: int | None = None
+    """Updates after which they learn too. None: never."""
+
+    def among(self, params: PyTree) -> PyTree:
+        """True for each leaf that is frozen. Raises `UserError` if there is none."""
+        frozen = [re.search(self.paths, path) is not None for path in parameter_paths(params)]
+        if not any(frozen):
+            raise UserError(f"no parameter has a path with {self.paths!r}, which was to be frozen")
+        return jax.tree.unflatten(jax.tree.structure(params), frozen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +73,16 @@ def make_step(
     accumulate: int = 1,
     ema_decay: float | None = None,
     axis_name: str | None = None,
+    frozen: Frozen | None = None,
 ) -> GradientStep:
     """One update of the parameters.
 
-    `schedule`, where given, is logged as `learning_rate`. `accumulate` cuts the batch into that many equal parts (every `accumulate`-th row, so that no row leaves its device), one after the other, and averages their gradients: the same update for an objective that is a mean over examples, in a part of the memory; an objective that compares examples with each other sees only one part at a time. `ema_decay` keeps `ema ← decay·ema + (1 − decay)·params`. `axis_name` (a layout's) averages gradients, metrics and variables over that mapped axis, and gives each device a key of its own.
+    `schedule`, where given, is logged as `learning_rate`. `accumulate` cuts the batch into that many equal parts (every `accumulate`-th row, so that no row leaves its device), one after the other, and averages their gradients: the same update for an objective that is a mean over examples, in a part of the memory; an objective that compares examples with each other sees only one part at a time. `ema_decay` keeps `ema ← decay·ema + (1 − decay)·params`. `axis_name` (a layout's) averages gradients, metrics and variables over that mapped axis, and gives each device a key of its own. The backward pass of `frozen` parameters is left out as long as they are: their gradient is zero, for the optimizer too, and no decay of weights moves them.
 
     The metrics are scalars, beside `GRADIENT_NORMS`, and stay on the device.
     """
 
-    def gradients(state: TrainState, batch: Batch) -> tuple[PyTree, dict[str, PyTree], Metrics]:
+    def gradients(loss_fn: LossFn, state: TrainState, batch: Batch) -> tuple[PyTree, dict[str, PyTree], Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
@@ -88,11 +108,15 @@ def make_step(
         (total, variables), metrics = jax.lax.scan(add, (zeros, state.variables), (jnp.arange(accumulate), parts))
         return jax.tree.map(lambda x: x / accumulate, total), variables, jax.tree.map(lambda x: x.mean(0), metrics)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, variables, metrics = gradients(state, batch)
+    def update(held: PyTree | None, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """With the parameters where `held` is true left as they are."""
+        hold = lambda tree, change: tree if held is None else jax.tree.map(lambda x, still: change(x) if still else x, tree, held)
+        fixed = lambda params, *rest: loss_fn(hold(params, jax.lax.stop_gradient), *rest)
+        grads, variables, metrics = gradients(fixed, state, batch)
         if axis_name is not None:
             grads, variables, metrics = jax.lax.pmean((grads, variables, metrics), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates = hold(updates, jnp.zeros_like)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
@@ -102,5 +126,13 @@ def make_step(
         if schedule is not None:
             metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         return TrainState(state.step + 1, params, opt_state, variables, state.key, ema), metrics
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if frozen is None:
+            return update(None, state, batch)
+        first = functools.partial(update, frozen.among(state.params))
+        if frozen.steps is None:
+            return first(state, batch)
+        return jax.lax.cond(state.step < frozen.steps, first, functools.partial(update, None), state, batch)
 
     return GradientStep(step, loss_fn, accumulate, axis_name)

@@ -82,3 +82,11 @@ def test_evaluation_batches_have_one_shape_and_lose_nothing():
     found = list(eval_batches(rows, 3))
     assert {batch.shape for batch, _ in found} == {(3, 2)}
     np.testing.assert_array_equal(np.concatenate([batch[:count] for batch, count in found]), np.stack(rows))
+
+
+def test_rows_may_be_dicts_of_arrays():
+    rows = [{"a": np.array([i, i]), "b": np.float32(i)} for i in range(5)]
+    found = list(eval_batches(iter(rows), 2))
+    assert [count for _, count in found] == [2, 2, 1]
+    np.testing.assert_array_equal(np.concatenate([batch["a"] for batch, _ in found])[:5, 0], range(5))
+    assert found[-1][0]["b"].tolist() == [4, 4]

@@ -64,6 +64,8 @@ def test_a_wrong_spec_says_what_is_accepted(spec, message, tmp_path):
         (['{"file_name": "a.png"}'], "line 1: expected"),
         (['{"file_name": "a.png", "text": 3}'], "line 1: text must be a caption"),
         (['{"file_name": "a.png", "text": []}'], "line 1: text must be a caption"),
+        (['{"file_name": "a.png", "questions": []}'], "line 1: questions must be a list of"),
+        (['{"file_name": "a.png", "questions": [["what?", 3]]}'], "line 1: questions must be a list of"),
         ([], "has no rows"),
     ],
 )
@@ -71,6 +73,23 @@ def test_broken_metadata_is_named_with_its_line(rows, message, tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
     with pytest.raises(UserError, match=message):
         open_source(f"folder:{tmp_path}", "train")
+
+
+def test_a_folder_may_have_questions_and_their_answers(tmp_path):
+    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / "a.png")
+    rows = [
+        {"file_name": "a.png", "questions": [["what is it?", "a square"], ["how dark?", "very"]]},
+        {"file_name": "a.png", "text": "black", "questions": [["what?", "this"]]},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = open_source(f"folder:{tmp_path}", "train")
+    assert source[0]["questions"] == (("what is it?", "a square"), ("how dark?", "very")) and "text" not in source[0]
+    assert (source[1]["text"], source.texts(0)) == (("black",), ())
+
+
+def test_scenes_give_the_fields_that_are_asked_for():
+    example = open_source("builtin:scenes", "test", fields=("boxes", "questions"))[3]
+    assert example.keys() == {"image", "boxes", "questions"}
 
 
 def test_a_corrupt_image_is_named(tmp_path):

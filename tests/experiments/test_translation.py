@@ -83,8 +83,7 @@ def test_the_loss_does_not_see_padding_and_smooths_the_rest():
     np.testing.assert_allclose(value, np.mean(expected), rtol=1e-5)
     hidden = dict(batch, labels=jnp.where(segments > 0, batch["labels"], 7), target=jnp.where(segments > 0, batch["target"], 7))
     np.testing.assert_array_equal(translation.loss(module, 0.1, params, {}, hidden, jax.random.key(0))[0], value)
-    rows = jnp.stack([batch[name] for name in translation.FIELDS], axis=1)
-    assert translation.losses(module, {"params": params}, rows)[:, 1].tolist() == [5, 2]
+    assert translation.losses(module, {"params": params}, batch)[:, 1].tolist() == [5, 2]
     assert config.smoothing == 0.1
 
 

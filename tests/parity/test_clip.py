@@ -15,6 +15,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from versus_torch import outputs_of_parts, parts_of_towers
+
 from jaxdl import pretrained
 from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError
@@ -93,29 +95,15 @@ def array(tensor) -> np.ndarray:
 
 
 def test_every_layer_is_equal(pair):
-    theirs, ours = {}, {}
-
-    def keep(name, _module, _inputs, output):
-        output = output[0] if isinstance(output, tuple) else output
-        theirs[name] = array(output) if isinstance(output, torch.Tensor) else None
-
-    hooks = [part.register_forward_hook(functools.partial(keep, name)) for name, part in pair.theirs.named_modules()]
-    with torch.no_grad():
-        pair.run_theirs()
-    for hook in hooks:
-        hook.remove()
-    for path, output in jax.tree.leaves_with_path(pair.run_ours(pair.params)[1]["intermediates"]):
-        ours["/".join(key.key for key in path[:-2])] = output
+    theirs = outputs_of_parts(pair.theirs, pair.run_theirs)
+    found = jax.tree.leaves_with_path(pair.run_ours(pair.params)[1]["intermediates"])
+    ours = {"/".join(key.key for key in path[:-2]): output for path, output in found}
 
     pairs = {"vision/positions": "vision_model.embeddings", "text/positions": "text_model.embeddings"}
     pairs |= {"vision/norm": "vision_model.pre_layrnorm", "text/encoder/norm": "text_model.final_layer_norm"}
     pairs |= {"vision/head": "visual_projection", "text/head": "text_projection"}
-    parts = {"": "", "/attention": ".self_attn", "/attention_norm": ".layer_norm1", "/feed_forward_norm": ".layer_norm2"}
-    parts |= {"/feed_forward": ".mlp", "/feed_forward/expand": ".mlp.fc1"}
-    for tower in ("vision", "text"):
-        for layer in range(getattr(pair.theirs.config, f"{tower}_config").num_hidden_layers):
-            for our_part, their_part in parts.items():
-                pairs[f"{tower}/encoder/block_{layer}{our_part}"] = f"{tower}_model.encoder.layers.{layer}{their_part}"
+    config = pair.theirs.config
+    pairs |= parts_of_towers({tower: getattr(config, f"{tower}_config").num_hidden_layers for tower in ("vision", "text")})
     for our_name, their_name in pairs.items():
         np.testing.assert_allclose(ours[our_name], theirs[their_name], atol=LAYER, rtol=LAYER, err_msg=our_name)
 
@@ -192,8 +180,10 @@ def test_tokens_are_those_of_the_published_tokenizer(tmp_path):
     )
     model.train_from_iterator(["a photo of a cat and two dogs", "it's a picture of 23 red birds"] * 5, trainer)
     learned = json.loads(model.to_str())["model"]
-    vocabulary = learned["vocab"] | {f"{letter}</w>": len(learned["vocab"]) + i for i, letter in enumerate(sorted(alphabet))}
-    vocabulary |= {mark: len(vocabulary) + index for index, mark in enumerate(marks)}
+    vocabulary = dict(learned["vocab"])
+    for token in [*(f"{letter}</w>" for letter in sorted(alphabet)), *marks]:
+        vocabulary.setdefault(token, len(vocabulary))
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
     theirs = transformers.CLIPTokenizer(vocabulary, [tuple(pair) for pair in learned["merges"]], model_max_length=12)
     theirs.save_pretrained(tmp_path)
     transformers.CLIPImageProcessorPil().save_pretrained(tmp_path)

@@ -18,7 +18,6 @@ from safetensors.numpy import load_file, save_file
 
 from jaxdl import pretrained
 from jaxdl.errors import UserError
-from jaxdl.generate import Sampling, generate
 from jaxdl.losses import cross_entropy
 from jaxdl.models import paligemma
 from jaxdl.nn import ATTENTIONS
@@ -130,19 +129,9 @@ def test_greedy_answers_with_a_cache_are_theirs_also_from_padded_prompts(pair):
     for row, (tokens, count) in enumerate(zip(pair.tokens, pair.prefix)):
         prompt[row, longest - count :] = tokens[:count]
 
-    def decode(variables, tokens, cache, valid):
-        images = variables["images"] if tokens.shape[1] > 1 else None
-        out, cache = pair.module.apply(
-            {"params": variables["params"]}, tokens, cache, images=images, valid=valid, method="decode"
-        )
-        return out.logits, cache
-
-    variables = {"params": pair.params, "images": jnp.asarray(pair.images)}
-    cache = pair.module.empty_cache(3, longest + steps)
-    ours = generate(
-        decode, variables, jnp.asarray(prompt), cache, jax.random.key(0), steps=steps, sampling=Sampling(temperature=0),
-        valid=jnp.asarray(valid),
-    )  # fmt: skip
+    ours = paligemma.answer(
+        pair.module, {"params": pair.params}, jnp.asarray(pair.images), jnp.asarray(prompt), jnp.asarray(valid), steps=steps
+    )
     wanted = pair.theirs.generate(
         input_ids=torch.tensor(prompt).long(), pixel_values=torch.tensor(pair.images).movedim(-1, 1),
         attention_mask=torch.tensor(valid).long(), token_type_ids=torch.zeros(3, longest).long(),

@@ -19,6 +19,7 @@ modeling = pytest.importorskip("transformers.models.siglip.modeling_siglip")
 configuration = pytest.importorskip("transformers.models.siglip.configuration_siglip")
 
 from safetensors.numpy import load_file, save_file
+from versus_torch import outputs_of_parts, parts_of_towers
 
 from jaxdl import pretrained
 from jaxdl.errors import UserError
@@ -96,29 +97,15 @@ def array(tensor) -> np.ndarray:
 
 
 def test_every_layer_is_equal(pair):
-    theirs, ours = {}, {}
-
-    def keep(name, _module, _inputs, output):
-        output = output[0] if isinstance(output, tuple) else output
-        theirs[name] = array(output) if isinstance(output, torch.Tensor) else None
-
-    hooks = [part.register_forward_hook(functools.partial(keep, name)) for name, part in pair.theirs.named_modules()]
-    with torch.no_grad():
-        pair.run_theirs(pair.theirs)
-    for hook in hooks:
-        hook.remove()
-    for path, output in jax.tree.leaves_with_path(pair.run_ours(pair.params)[1]["intermediates"]):
-        ours["/".join(key.key for key in path[:-2])] = output
+    theirs = outputs_of_parts(pair.theirs, lambda: pair.run_theirs(pair.theirs))
+    found = jax.tree.leaves_with_path(pair.run_ours(pair.params)[1]["intermediates"])
+    ours = {"/".join(key.key for key in path[:-2]): output for path, output in found}
 
     pairs = {"vision/positions": "vision_model.embeddings", "text/positions": "text_model.embeddings"}
     pairs |= {"vision/encoder/norm": "vision_model.post_layernorm", "text/encoder/norm": "text_model.final_layer_norm"}
     pairs |= {"vision/head": "vision_model.head", "text/head": "text_model.head"}
-    parts = {"": "", "/attention": ".self_attn", "/attention_norm": ".layer_norm1", "/feed_forward_norm": ".layer_norm2"}
-    parts |= {"/feed_forward": ".mlp", "/feed_forward/expand": ".mlp.fc1"}
-    for tower in ("vision", "text"):
-        for layer in range(getattr(pair.theirs.config, f"{tower}_config").num_hidden_layers):
-            for our_part, their_part in parts.items():
-                pairs[f"{tower}/encoder/block_{layer}{our_part}"] = f"{tower}_model.encoder.layers.{layer}{their_part}"
+    config = pair.theirs.config
+    pairs |= parts_of_towers({tower: getattr(config, f"{tower}_config").num_hidden_layers for tower in ("vision", "text")})
     for our_name, their_name in {"attention": "attention", "norm": "layernorm", "feed_forward": "mlp"}.items():
         pairs[f"vision/head/{our_name}"] = f"vision_model.head.{their_name}"
     for our_name, their_name in pairs.items():

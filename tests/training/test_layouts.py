@@ -302,5 +302,8 @@ def test_inference_gives_every_row_once_whether_or_not_the_devices_divide_them()
         apply = Layout("fsdp").inference(lambda variables, x: x * variables["scale"], batch_size)
         x = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
         np.testing.assert_array_equal(apply({"scale": jnp.float32(2)}, iter(x)), 2 * x)
+        product = Layout("fsdp").inference(lambda variables, batch: batch["x"] * batch["y"] * variables["scale"], batch_size)
+        found = product({"scale": jnp.float32(2)}, ({"x": row, "y": row + 1} for row in x))
+        np.testing.assert_array_equal(found, 2 * x * (x + 1))
     with pytest.raises(UserError, match="empty"):
         apply({"scale": jnp.float32(2)}, [])

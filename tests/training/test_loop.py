@@ -15,7 +15,18 @@ import pytest
 
 from jaxdl.data import train_batches
 from jaxdl.errors import RunError, UserError
-from jaxdl.training import Aux, Execution, Interrupted, Run, TrainState, fit, init_state, make_step, parameters_sha256
+from jaxdl.training import (
+    Aux,
+    Execution,
+    Interrupted,
+    Run,
+    TrainState,
+    fit,
+    init_state,
+    load_run,
+    make_step,
+    parameters_sha256,
+)
 from jaxdl.training.logging import read_metrics
 
 OPTIMIZER = optax.adam(0.05)
@@ -91,6 +102,33 @@ def test_a_run_that_is_complete_is_not_trained_again(tmp_path):
     first = train(tmp_path)
     second = train(tmp_path, step=lambda state, batch: pytest.fail("a step was made"))
     assert parameters_sha256(first.params) == parameters_sha256(second.params)
+
+
+def test_what_a_run_has_learned_can_be_read_without_its_code(tmp_path):
+    state = train(tmp_path)
+    told, variables = load_run(tmp_path)
+    assert told == {"experiment": "line", "config": {"preset": "default", "seed": 0, "sizes": [3]}}
+    assert variables.keys() == {"params"}
+    for name, leaf in variables["params"].items():
+        assert type(leaf) is np.ndarray and leaf == state.params[name]
+
+
+def test_of_a_run_with_an_average_that_is_what_is_read(tmp_path):
+    with Run.open(tmp_path, "line", Config(), Execution()) as run:
+        init = lambda key: {"params": {"w": jnp.zeros(3)}, "batch_stats": {"mean": jnp.ones(2)}}
+        state = init_state(init, OPTIMIZER, seed=0, ema=True)
+        run.checkpoints.save(state.replace(ema={"w": jnp.full(3, 5.0)}), {}, 0.0)
+    _, variables = load_run(tmp_path)
+    assert variables["params"]["w"].tolist() == [5, 5, 5] and variables["batch_stats"]["mean"].tolist() == [1, 1]
+
+
+def test_what_is_no_run_or_has_no_checkpoint_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match="is no run: give the --workdir"):
+        load_run(tmp_path)
+    with Run.open(tmp_path, "line", Config(), Execution()):
+        pass
+    with pytest.raises(UserError, match="there is no checkpoint in"):
+        load_run(tmp_path)
 
 
 def cut(path: Path) -> None:

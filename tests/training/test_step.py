@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl.training import Aux, init_state, make_step
+from jaxdl.errors import UserError
+from jaxdl.training import Aux, Frozen, init_state, make_step
 from jaxdl.training.state import parameter_paths, parameters_sha256
 from jaxdl.training.step import GRADIENT_NORMS
 
@@ -47,6 +48,44 @@ class TestStep(chex.TestCase):
         parts, metrics_of_parts = self.variant(make_step(linear_regression, optimizer, accumulate=4))(state, batch)
         chex.assert_trees_all_close(whole.params, parts.params, rtol=1e-5)
         chex.assert_trees_all_close(metrics, metrics_of_parts, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [2, None])
+def test_frozen_parameters_stay_as_they_are_for_their_time(steps):
+    optimizer = optax.adamw(0.1, weight_decay=0.5)
+    state, batch = state_and_batch(optimizer)
+    step = jax.jit(make_step(linear_regression, optimizer, frozen=Frozen("^weights$", steps)))
+    free = jax.jit(make_step(linear_regression, optimizer))
+    begun = state.params["weights"]
+    for _ in range(2):
+        state, metrics = step(state, batch)
+        norms = dict(zip(parameter_paths(state.params), metrics[GRADIENT_NORMS]))
+        assert norms["weights"] == 0 and norms["bias"] > 0
+    np.testing.assert_array_equal(state.params["weights"], begun)
+    assert state.params["bias"] != 0
+    then, expected = step(state, batch)[0], free(state, batch)[0]
+    if steps is None:
+        np.testing.assert_array_equal(then.params["weights"], begun)
+    else:
+        chex.assert_trees_all_close(then.params, expected.params, rtol=1e-6)
+
+
+def test_what_is_to_be_frozen_has_to_be_there():
+    state, batch = state_and_batch(optax.sgd(0.1))
+    with pytest.raises(UserError, match="'vision/'"):
+        make_step(linear_regression, optax.sgd(0.1), frozen=Frozen("vision/"))(state, batch)
+
+
+def test_given_parameters_may_be_a_part_and_the_rest_is_initialised():
+    init = lambda key: {"params": {"tower": {"a": jnp.zeros(2), "b": jnp.ones(2)}, "head": jax.random.normal(key, (3,))}}
+    whole = init_state(init, optax.sgd(0.1), seed=0)
+    given = {"tower": {"a": np.full(2, 7, np.float32)}}
+    for shardings in (None, lambda state: jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), state)):
+        state = init_state(init, optax.sgd(0.1), seed=0, params=given, shardings=shardings)
+        expected = {"tower": {"a": jnp.full(2, 7.0), "b": jnp.ones(2)}, "head": whole.params["head"]}
+        chex.assert_trees_all_equal(state.params, expected)
+    with pytest.raises(KeyError, match="tail"):
+        init_state(init, optax.sgd(0.1), seed=0, params={"tail": given})
 
 
 def test_the_average_of_parameters_follows_its_recursion():
