@@ -31,7 +31,9 @@ def test_the_weights_of_every_block_are_shares_of_what_came_before(model):
     assert np.abs(weights[0] - weights[1]).max() > 0.01
 
 
-@pytest.mark.parametrize("how", [dict(scan=True), dict(remat=True), dict(attention=ATTENTIONS["flash"])], ids=["scan", "remat", "flash"])
+@pytest.mark.parametrize(
+    "how", [dict(scan=True), dict(remat=True), dict(attention=ATTENTIONS["flash"])], ids=["scan", "remat", "flash"]
+)
 def test_they_do_not_depend_on_how_the_model_is_computed(model, how):
     module, params, tokens = model
     expected = jnp.stack(attention_weights(module, params, tokens))
