@@ -74,7 +74,19 @@ def mish(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 def hard_sigmoid(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """`min(max(x + 3, 0), 6) / 6` (Howard et al. 2019, section 5.2). The gradient at both kinks is 0, as torch has it."""
-    return jnp.where(x <= -3, 0, jnp.where(x >= 3, 1, x / 6 + 0.5))
+    return _ramp(x)
+
+
+@jax.custom_jvp
+def _ramp(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return jnp.minimum(jnp.maximum(x + 3, 0), 6) / 6
+
+
+@_ramp.defjvp
+def _ramp_derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """Of `min` and `max` themselves it would be a half at the kinks."""
+    (x,), (dx,) = primals, tangents
+    return _ramp(x), jnp.where((x > -3) & (x < 3), dx / 6, 0)
 
 
 def hard_swish(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
