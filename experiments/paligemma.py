@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ from jaxdl.training import (
 from jaxdl.training.processes import is_first
 
 Kind = Literal["answer", "caption", "detect"]
-KINDS = ("answer", "caption", "detect")
+KINDS = get_args(Kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Config(launch.Config):
     tower: str = ""
     """Begin with the image tower of a finished run of experiments.siglip, or of published SigLIP weights. Its sizes are then its own."""
     pretrain: Annotated[int, Ge(0)] = 1500
-    """Where neither --init nor --tower names a tower: steps of experiments.siglip on the same data, which make one first, as a run of its own in DIR/tower. 0: it begins at random, and learns from answers alone, which takes much longer."""
+    """Where neither --init nor --tower names a tower: steps of experiments.siglip on the same data, which make one first, as a run of its own in DIR/tower. The data has to have captions or labels then. 0: it begins at random, and learns from answers alone, which takes much longer."""
     freeze: Annotated[float, Ge(0), Le(1)] = 0.25
     """Share of the steps in which the image tower stays as it is, and only what is around it learns; after them all do. A tower that begins at random is not frozen."""
     resolution: Annotated[int, Ge(1)] = 32
@@ -127,7 +127,7 @@ PRESETS = {
         preset="photos", tasks=("caption",), captions="any", resolution=96, patch=16, width=128, depth=4, text_width=128,
         head_width=32, steps=1500, pretrain=1200, augment="crop", dropout=0.1, vocabulary=2000, length=36, evaluate_every=500,
     ),
-    # Published weights, whose decoder learns a task. The report's own transfers (appendix J) are of 1e-5 and a few epochs.
+    # Published weights, whose decoder learns a task.
     "finetune": Config(
         preset="finetune", init="google/paligemma-3b-pt-224", steps=1000, batch_size=16, optimizer="adamw", learning_rate=1e-5,
         weight_decay=1e-6, freeze=1.0, resolution=224, length=128, precision="bf16", remat=True, evaluate_every=250,
@@ -189,7 +189,7 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
 
 
 def pretrain(config: Config, directory: Path, execution: Execution) -> Path:
-    """Makes the run of experiments.siglip that the image tower comes from: what comes before everything else in the report, too (section 2.2, stage 0)."""
+    """Makes the run of experiments.siglip that the image tower comes from: what comes before everything else in the report, too (stage 0)."""
     same = ("data", "eval_data", "data_dir", "seed", "precision", "resolution", "patch", "width", "depth", "num_heads", "attention", "remat", "scan_layers", "dropout", "augment")  # fmt: skip
     settings = {name: getattr(config, name) for name in same}
     if not (directory / "result.json").exists():
@@ -305,7 +305,7 @@ class Task:
 
 
 def tasks(example: dict[str, Any], config: Config, classes: Sequence[str]) -> list[Task]:
-    """All that can be asked about an example, in the words that PaliGemma was trained with (Beyer et al. 2024, section 3.2). Boxes of the kind that is asked for come in the order of the data."""
+    """All that can be asked about an example, in the words that PaliGemma was trained with. Boxes of the kind that is asked for come in the order of the data."""
     found = [Task("answer", asked(question), (answer,)) for question, answer in example.get("questions", ())]
     if "text" in example:
         found.append(Task("caption", "caption en", example["text"][: 1 if config.captions == "first" else None]))
@@ -329,6 +329,10 @@ def draw_task(
 ) -> tuple[UInt8[np.ndarray, "H W C"], Task]:
     """One of an example's tasks, with one answer: first a kind is drawn, then one of that kind."""
     offered = tasks(example, config, classes)
+    if not offered:
+        raise UserError(
+            f"an example of {config.data} has nothing for --tasks {' '.join(config.tasks)}: choose others, or leave it out"
+        )
     kinds = sorted({task.kind for task in offered})
     kind = kinds[rng.integers(len(kinds))]
     offered = [task for task in offered if task.kind == kind]
@@ -352,15 +356,11 @@ def loss(
     module: PaliGemma, params: PyTree, variables: dict[str, PyTree], batch: Batch, key: Key[Array, ""]
 ) -> tuple[Float[Array, ""], Aux]:
     """Cross-entropy of the answer's tokens, the mean over each answer and then over answers, in nats."""
-    return _losses(module, {"params": params}, batch, train=True, rngs={"dropout": key}).mean(), Aux()
+    return losses(module, {"params": params}, batch, train=True, rngs={"dropout": key}).mean(), Aux()
 
 
-def losses(module: PaliGemma, variables: PyTree, batch: Batch) -> Float[Array, "B"]:
+def losses(module: PaliGemma, variables: PyTree, batch: Batch, **how: Any) -> Float[Array, "B"]:
     """The mean over the tokens of each answer."""
-    return _losses(module, variables, batch)
-
-
-def _losses(module: PaliGemma, variables: PyTree, batch: Batch, **how: Any) -> Float[Array, "B"]:
     out = module.apply(variables, batch["image"], batch["tokens"], batch["prefix"], **how)
     one = lambda logits, tokens, learned: cross_entropy(logits[:-1], tokens[1:], mask=learned[1:])
     return jax.vmap(one)(out.logits, batch["tokens"], batch["learned"])
@@ -467,7 +467,7 @@ EXPERIMENT = launch.Experiment(
     summary="A vision-language model learns to answer questions about pictures, to describe them, and to say where things are.",
     paper="Beyer et al. 2024, PaliGemma: A versatile 3B VLM for transfer (arXiv:2407.07726)",
     result="0.93 of the answers to questions about held-out scenes right, 0.75 of the captions word by word, boxes with a mean IoU of 0.58",
-    minutes=7,
+    minutes=13,
     presets=PRESETS,
     main=main,
 )

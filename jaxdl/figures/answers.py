@@ -20,14 +20,13 @@ def answers(
     *,
     columns: int = 4,
 ) -> None:
-    """Each picture with its question above and below it what was said: green where it is `right`, else red with what that is. An empty text in `right` means that nobody knows."""
+    """Each picture with its question above and below it what was said: green where it is `right`, else red with what that is."""
     columns = min(columns, len(images))
     figure, axes = subplots(-(-len(images) // columns), columns, 2.3, 3.3)
     for axis, image, question, answer, truth in zip(axes, images, questions, said, right):
         show(axis, image)
         axis.set_title(_lines(question, 34), fontsize=8)
-        color = "black" if not truth else "tab:green" if answer == truth else "tab:red"
-        note = "" if not truth or answer == truth else f"\n({_lines(truth, 34)})"
+        color, note = ("tab:green", "") if answer == truth else ("tab:red", f"\n({_lines(truth, 34)})")
         axis.set_xlabel(_lines(answer or "(nothing)", 34) + note, fontsize=8, color=color)
     save(figure, path)
 

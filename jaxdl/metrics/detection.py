@@ -2,11 +2,10 @@
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment
 
 
 def box_iou(first: Float[np.ndarray, "N 4"], second: Float[np.ndarray, "M 4"]) -> Float[np.ndarray, "N M"]:
-    """Intersection over union of every box with every other, from 0 to 1. A box is two opposite corners, the smaller coordinates first: (x0, y0, x1, y1) or (y0, x0, y1, x1), in both sets the same; one without an area has 0 with all."""
+    """Intersection over union of every box with every other, from 0 to 1 (Everingham et al. 2010). A box is two opposite corners, the smaller coordinates first: (x0, y0, x1, y1) or (y0, x0, y1, x1), in both sets the same; one without an area has 0 with all."""
     first, second = first[:, None], second[None]
     sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
     shared = np.maximum(sides, 0).prod(-1)
@@ -17,6 +16,8 @@ def box_iou(first: Float[np.ndarray, "N 4"], second: Float[np.ndarray, "M 4"]) -
 
 def matched_iou(found: Float[np.ndarray, "N 4"], true: Float[np.ndarray, "M 4"]) -> Float[np.ndarray, "K"]:
     """The IoU of each box with its partner, found and true ones paired so that the sum is largest (Kuhn 1955); 0 for each that has no partner, so that `K = max(N, M)`."""
+    from scipy.optimize import linear_sum_assignment  # Takes half a second to import.
+
     overlaps = box_iou(found, true)
     result = np.zeros(max(overlaps.shape), overlaps.dtype)
     pairs = linear_sum_assignment(overlaps, maximize=True)

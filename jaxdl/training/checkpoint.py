@@ -93,19 +93,22 @@ class Checkpoints:
 def read_variables(directory: Path) -> dict[str, PyTree]:
     """Parameters, their average (or None) and other variables of the newest checkpoint in a folder, as numpy arrays on any machine: `params`, `ema` and `variables`. The optimizer's state is not read. Raises `UserError` if there is none, or it cannot be read."""
     handlers = {"state": ocp.PyTreeCheckpointHandler(), **{name: ocp.JsonCheckpointHandler() for name in ("progress", "config")}}
-    latest = None
-    if directory.is_dir():
-        manager = ocp.CheckpointManager(directory.absolute(), item_handlers=handlers)
-        latest = manager.latest_step()
-    if latest is None:
-        raise UserError(f"there is no checkpoint in {directory}: train first")
+    missing = UserError(f"there is no checkpoint in {directory}: train first")
+    if not directory.is_dir():
+        raise missing
+    manager = ocp.CheckpointManager(directory.absolute(), item_handlers=handlers)
     try:
+        latest = manager.latest_step()
+        if latest is None:
+            raise missing
         stored = manager.item_metadata(latest)["state"].tree
         wanted = {name: stored[name] for name in ("params", "ema", "variables")}
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted)
         as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         state = ocp.args.PyTreeRestore(shapes, restore_args=as_numpy, partial_restore=True)
         return manager.restore(latest, args=ocp.args.Composite(state=state)).state
+    except UserError:
+        raise
     except Exception as error:  # Orbax and TensorStore each have their own.
         raise UserError(f"the checkpoint of step {latest} in {directory} cannot be read ({type(error).__name__})") from error
     finally:

@@ -37,7 +37,7 @@ LossFn = Callable[[PyTree, dict[str, PyTree], Batch, Key[Array, ""]], tuple[Floa
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """Parameters that stay as they are, for a time: those of a part that was trained before, while what is new around it finds its way (Beyer et al. 2024, section 2.3)."""
+    """Parameters that stay as they are, for a time: those of a part that was trained before, while what is new around it finds its way (Zhai et al. 2022, arXiv:2111.07991, locked-image tuning)."""
 
     paths: str
     """A regular expression, searched in a parameter's path such as "vision/encoder/block_0/norm/scale"."""

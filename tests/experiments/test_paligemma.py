@@ -106,6 +106,12 @@ def test_every_kind_is_drawn_as_often_as_the_others():
     assert {paligemma.draw_task(example(), rng, config=only, classes=())[1].kind for _ in range(20)} == {"detect"}
 
 
+def test_an_example_without_a_task_is_a_mistake_in_the_data():
+    with pytest.raises(UserError, match="an example of builtin:scenes has nothing for --tasks answer"):
+        picture = {"image": example()["image"], "text": ("a ring",)}
+        paligemma.draw_task(picture, np.random.default_rng(0), config=paligemma.Config(tasks=("answer",)), classes=())
+
+
 def test_the_loss_is_that_of_the_answers_alone(tmp_path):
     config = paligemma.Config(**TINY)
     text = TextProcessor.extending(Tokenizer.train(["what color is the ring red blue circle"], 100), 4)
@@ -145,11 +151,11 @@ def test_marks_are_those_that_one_would_give():
             task("detect", "detect ring", (square,)),
         ],
     )
-    half = "<loc0000><loc0000><loc0512><loc0256> ring"
-    marks = exam.marks(["Red", "three", "one  ring", square, half, "nothing"])
+    most = "<loc0000><loc0000><loc0512><loc0384> ring"
+    marks = exam.marks(["Red", "three", "one  ring", square, most, "nothing"])
     assert marks["answer_exact_match"] == 0.5 and marks["caption_exact_match"] == 1
-    np.testing.assert_allclose(marks["detect_mean_iou"], (1 + 0.5 + 0 + 0) / 4, atol=2e-3)
-    assert marks["detect_above_half"] in (0.25, 0.5) and marks["caption_bleu"] < 100
+    np.testing.assert_allclose(marks["detect_mean_iou"], (1 + 0.75 + 0 + 0) / 4, atol=1e-6)
+    assert marks["detect_above_half"] == 0.5 and marks["caption_bleu"] < 100
 
 
 def test_an_image_tower_of_a_run_of_siglip_is_where_it_begins_and_it_stays_while_it_is_frozen(tmp_path):
