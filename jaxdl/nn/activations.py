@@ -25,7 +25,7 @@ def leaky_relu(x: Float[Array, "*shape"], slope: float = 0.01) -> Float[Array, "
 
 def prelu(x: Float[Array, "*shape D"], slope: Float[Array, ""] | Float[Array, "D"]) -> Float[Array, "*shape D"]:
     """`leaky_relu` whose slope is learned, one for all or one for each channel of the last axis (He et al. 2015a, eq. 1)."""
-    return jnp.where(x > 0, x, slope.astype(x.dtype) * x)
+    return x * jnp.where(x > 0, 1, slope.astype(x.dtype))
 
 
 def elu(x: Float[Array, "*shape"], alpha: float = 1.0) -> Float[Array, "*shape"]:
@@ -39,18 +39,17 @@ def elu(x: Float[Array, "*shape"], alpha: float = 1.0) -> Float[Array, "*shape"]
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """`x Φ(x)` with the distribution function Φ of the normal distribution (Hendrycks and Gimpel 2016, section 2), as in BERT and ViT.
 
-    `Φ(x) = erfc(−x/√2) / 2` keeps its digits where `(1 + erf(x/√2)) / 2` cancels: below −5 the latter is 0 in float32. This is `torch.nn.functional.gelu`; `jax.nn.gelu` is `gelu_tanh` by default, up to 4.7e-4 away.
+    `Φ(x) = (1 + erf(x/√2)) / 2`, in float32 at least: below −2 the sum has no digit left in bfloat16. This is `torch.nn.functional.gelu`; `jax.nn.gelu` is `gelu_tanh` by default, up to 4.7e-4 away.
     """
-    return 0.5 * x * jax.lax.erfc(-x * math.sqrt(0.5))
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """`x/2 · (1 + tanh(z))` with `z = √(2/π) (x + 0.044715 x³)`, the approximation of `gelu` (ibid.) in SigLIP, GPT-2 (`gelu_new`) and Gemma.
-
-    Written as `x σ(2z)`, which is the same: `1 + tanh` cancels where x is negative, and the gradient of σ is the cheaper one.
-    """
-    factor = math.sqrt(8 / math.pi)
-    return x * jax.lax.logistic(x * (factor + (0.044715 * factor) * (x * x)))
+    """`x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))`, the approximation of `gelu` (ibid.) in SigLIP, GPT-2 (`gelu_new`) and Gemma. In float32 at least, as `gelu`."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    factor = math.sqrt(2 / math.pi)
+    return (0.5 * wide * (1 + jnp.tanh(wide * (factor + (0.044715 * factor) * (wide * wide))))).astype(x.dtype)
 
 
 def silu(x: Float[Array, "*shape"], beta: float | Float[Array, ""] = 1.0) -> Float[Array, "*shape"]:

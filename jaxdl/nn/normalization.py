@@ -106,15 +106,17 @@ def group_norm(
     if groups < 1 or channels % groups:
         raise UserError(f"{channels} channels cannot be split into {groups} groups: choose a divisor of {channels}")
     flat = _wide(x).reshape(len(x), -1, channels)
+    mean, variance, _ = _moments(flat, None, (1,))
+    mean, variance = (moment.reshape(len(x), groups, -1) for moment in (mean, variance))
+    shared = mean.mean(-1, keepdims=True)
+    # The variance of a group is the mean of its channels' variances, and the variance of their means.
+    variance = (variance + jnp.square(mean - shared)).mean(-1, keepdims=True)
 
-    def group_mean(values: Array) -> Float[Array, "B 1 D"]:
-        # Over places first: XLA's CPU sums along the contiguous channels three times faster than over a grouped array.
-        mean = values.mean(1).reshape(len(x), groups, -1).mean(-1, keepdims=True)
-        return jnp.broadcast_to(mean, (len(x), groups, channels // groups)).reshape(len(x), 1, channels)
+    def of_channels(values: Float[Array, "B groups 1"]) -> Float[Array, "B 1 D"]:
+        return jnp.broadcast_to(values, mean.shape).reshape(len(x), 1, channels)
 
-    centred = flat - group_mean(flat)
-    normalized = centred * jax.lax.rsqrt(group_mean(jnp.square(centred)) + eps)
-    return (normalized.reshape(x.shape) * scale + bias).astype(x.dtype)
+    normalized = (flat - of_channels(shared)) * (of_channels(jax.lax.rsqrt(variance + eps)) * scale) + bias
+    return normalized.reshape(x.shape).astype(x.dtype)
 
 
 def instance_norm(

@@ -4,11 +4,12 @@ A window is a box, so its largest value and its sum are found along one axis aft
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdl.errors import UserError
@@ -71,6 +72,21 @@ def _shape(x: Array, window: int | Sequence[int], stride: int | Sequence[int] | 
     return shape
 
 
+def _sums(x: Array, shape: Geometry) -> Array:
+    """The sum of each window, with zeros for padding."""
+    space = range(1, x.ndim - 1)
+    if shape.stride == shape.window:
+        # Windows that touch are axes of their own, and the gradient is a broadcast.
+        for axis in space:
+            x = _pad(x, axis, shape, 0.0)
+        x = x[:, *(slice(out * size) for out, size in zip(shape.out, shape.window))]
+        windows = x.reshape(len(x), *itertools.chain(*zip(shape.out, shape.window)), x.shape[-1])
+        return windows.sum(tuple(2 * axis for axis in space))
+    for axis in reversed(space):
+        x = sum(_pieces(_pad(x, axis, shape, 0.0), axis, shape))
+    return x
+
+
 def max_pool(
     x: Float[Array, "B *space C"],
     window: int | Sequence[int],
@@ -102,15 +118,6 @@ def average_pool(
     `count_padding` takes padding for zeros that count, as torch (`count_include_pad=True`) and Flax do; without it the mean is over what is there (TensorFlow's `SAME`). Summed in float32 or wider. Raises `UserError` for what `geometry` refuses and for padding as wide as the window.
     """
     shape = _shape(x, window, stride, padding)
-    mean = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    for axis in reversed(range(1, x.ndim - 1)):
-        size = shape.window[axis - 1]
-        seen = size
-        if not count_padding:
-            before, _ = shape.padding[axis - 1]
-            length = x.shape[axis]
-            starts = np.arange(shape.out[axis - 1]) * shape.stride[axis - 1] - before
-            seen = np.minimum(starts + size, length) - np.maximum(starts, 0)
-            seen = jnp.asarray(seen, mean.dtype).reshape(-1, *(1,) * (x.ndim - axis - 1))
-        mean = sum(_pieces(_pad(mean, axis, shape, 0.0), axis, shape)) / seen
-    return mean.astype(x.dtype)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    count = math.prod(shape.window) if count_padding else _sums(jnp.ones((1, *x.shape[1:-1], 1), wide.dtype), shape)
+    return (_sums(wide, shape) / count).astype(x.dtype)

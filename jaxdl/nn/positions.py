@@ -102,13 +102,19 @@ def rope(
     if turned > x.shape[-1]:
         raise UserError(f"{len(frequencies)} frequencies turn {turned} features, more than a head of {x.shape[-1]} has")
     angles = positions[..., None].astype(frequencies.dtype) * frequencies
-    cos, sin = magnitude * jnp.cos(angles)[..., None, :], magnitude * jnp.sin(angles)[..., None, :]
+    cos, sin = magnitude * jnp.cos(angles), magnitude * jnp.sin(angles)
+    # As wide as what is turned: of tables half as wide, XLA's CPU works out every entry again for each head.
+    cos, sin = (jnp.concatenate(halves, -1)[..., None, :] for halves in ((cos, cos), (-sin, sin)))
+
+    def exchange(x: Array, rows: int) -> Array:
+        """Features as a matrix with so many rows, transposed."""
+        return jnp.swapaxes(x.reshape(*x.shape[:-1], rows, -1), -1, -2).reshape(x.shape)
 
     wide = x[..., :turned].astype(jnp.promote_types(x.dtype, jnp.float32))
-    first, second = (wide[..., ::2], wide[..., 1::2]) if interleaved else jnp.split(wide, 2, axis=-1)
-    pair = first * cos - second * sin, first * sin + second * cos
-    joined = jnp.stack(pair, axis=-1).reshape(wide.shape) if interleaved else jnp.concatenate(pair, axis=-1)
-    return jnp.concatenate([joined.astype(x.dtype), x[..., turned:]], axis=-1)
+    wide = exchange(wide, turned // 2) if interleaved else wide
+    wide = wide * cos + jnp.roll(wide, turned // 2, axis=-1) * sin
+    wide = exchange(wide, 2) if interleaved else wide
+    return jnp.concatenate([wide.astype(x.dtype), x[..., turned:]], axis=-1)
 
 
 def _frequencies(width: int, base: float) -> np.ndarray:

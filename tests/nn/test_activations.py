@@ -1,5 +1,7 @@
 """What holds for the activations without another library."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,10 +21,12 @@ def test_no_gradient_is_nan_however_far_out(dtype):
         assert np.isfinite(value).all() and np.isfinite(gradient).all(), activation
 
 
-def test_gelu_keeps_its_digits_in_the_tail():
-    x = jnp.asarray([-6.0, -8.0, -10.0])
-    exact = [-5.919526e-09, -4.976885e-15, -7.619853e-23]  # x Φ(x), from scipy.stats.norm.
-    np.testing.assert_allclose(gelu(x), exact, rtol=1e-4)
+def test_gelu_in_bfloat16_is_right_to_its_last_digit():
+    x = np.linspace(-4, 4, 257)  # Multiples of 1/32, which bfloat16 has.
+    exact = [value * math.erfc(-value / math.sqrt(2)) / 2 for value in x]
+    np.testing.assert_allclose(np.float64(gelu(jnp.bfloat16(x))), exact, rtol=2**-7)
+    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    np.testing.assert_allclose(np.float64(gelu_tanh(jnp.bfloat16(x))), x / (1 + np.exp(-2 * inner)), rtol=2**-7)
 
 
 def test_mish_is_x_tanh_of_softplus():
