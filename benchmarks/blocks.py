@@ -2,7 +2,7 @@
 
     python -m benchmarks.blocks [--only layer_norm lstm ...] [--rounds 15] [--threads 2] [--json FILE]
 
-The arrays and functions are those of `benchmarks.counterparts`. Jax compiles ours and Flax's; torch runs as it is, under `no_grad` where there is no backward pass. Each library has a process of its own, with the same number of threads and with `jaxdl.launch.keep_freed_memory`: that setting belongs to a whole process, and torch profits from it too. The three take turns of some 30 ms, in another order in every round, so that all see the same noise. Each round gives a ratio of times, above 1 where ours is the faster one; the table has their median, range, and after a semicolon the ratio of the least times, which a busy machine disturbs less.
+The arrays and functions are those of `benchmarks.counterparts`. Jax compiles ours and Flax's; torch runs as it is, under `no_grad` where there is no backward pass. Torch has a process of its own, where jax's threads do not disturb it, while ours and Flax share one: where an array lies in memory makes two to three times the time of a function that only reads and writes. Both have the same number of threads and `jaxdl.launch.keep_freed_memory`, from which torch profits too. The three take turns of some 30 ms, in another order in every round, so that all see the same noise. Each round gives a ratio of times, above 1 where ours is the faster one; the table has their median, range, and after a semicolon the ratio of the least times, which a busy machine disturbs less.
 
 `=` marks rows that XLA compiles to the same instructions from Flax's function and from ours: what their ratio differs from 1 by is noise. `!` marks rows that want work: by the median and by the least times, ours is slower than Flax by more than 5 %, or slower than torch.
 """
@@ -28,7 +28,8 @@ from benchmarks.counterparts import ROWS, Sides, forward_and_back, tensors, torc
 from jaxdl.errors import UserError, unknown
 from jaxdl.launch import keep_freed_memory
 
-LIBRARIES = ("jaxdl", "flax", "torch")
+LIBRARIES = {"jaxdl": "jax", "flax": "jax", "torch": "torch"}
+"""And the process that each is measured in."""
 PASSES = ("forward", "forward and back")
 TURN = 0.03
 """Seconds that a library computes before it is the next one's turn."""
@@ -67,26 +68,27 @@ def program(library: str, passes: str, sides: Sides) -> str:
     return re.sub(r"%[\w.-]+|[\w.-]+(?=: \w+\[)", lambda match: names.setdefault(match[0].strip("%"), f"%{len(names)}"), text)
 
 
-def serve(library: str, threads: int, turns: Connection) -> None:
-    """The life of a process: for each row and passes that come, prepares and answers with the program, empty for torch; for each number, makes so many calls and answers with the seconds of one."""
+def serve(threads: int, turns: Connection) -> None:
+    """The life of a process: for each library, row and passes that come, prepares and answers with the program, empty for torch; for each library and number, makes so many calls and answers with the seconds of one."""
     # XLA takes as many threads as it may use cores.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     torch.set_num_threads(threads)
     jax.config.update("jax_platforms", "cpu")
     keep_freed_memory()
-    run: Callable[[], None] = lambda: None
-    while task := turns.recv():
+    runs: dict[str, Callable[[], None]] = {}
+    while order := turns.recv():
+        library, task = order
         if isinstance(task, int):
             started = time.perf_counter()
             for _ in range(task):
-                run()
+                runs[library]()
             turns.send((time.perf_counter() - started) / task)
         else:
             name, passes = task
             sides = ROWS[name].sides()
-            run = timed(library, passes, sides)
+            runs[library] = timed(library, passes, sides)
             for _ in range(3):
-                run()
+                runs[library]()
             turns.send("" if library == "torch" else program(library, passes, sides))
 
 
@@ -94,8 +96,9 @@ def measure(name: str, passes: str, servers: dict[str, Connection], rounds: int)
     """Seconds of a call in each round, for each library that has the row, and whether Flax's program is ours."""
 
     def ask(library: str, task: tuple[str, str] | int) -> Any:
-        servers[library].send(task)
-        return servers[library].recv()
+        server = servers[LIBRARIES[library]]
+        server.send((library, task))
+        return server.recv()
 
     libraries = [library for library in LIBRARIES if library != "flax" or ROWS[name].sides().flax is not None]
     programs = {library: ask(library, (name, passes)) for library in libraries}
@@ -165,9 +168,9 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     context = multiprocessing.get_context("spawn")
     servers: dict[str, Connection] = {}
-    for library in LIBRARIES:
-        servers[library], theirs = context.Pipe()
-        context.Process(target=serve, args=(library, options.threads, theirs), daemon=True).start()
+    for name in dict.fromkeys(LIBRARIES.values()):
+        servers[name], theirs = context.Pipe()
+        context.Process(target=serve, args=(options.threads, theirs), daemon=True).start()
         theirs.close()
 
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "torch"))
@@ -186,7 +189,7 @@ def main() -> None:
             about = dict(versions=versions, threads=options.threads, cores=os.cpu_count(), rounds=options.rounds)
             options.json.write_text(json.dumps(dict(about=about, rows=rows), indent=1) + "\n", encoding="utf-8")
     for server in servers.values():
-        server.send(0)
+        server.send(None)
 
 
 if __name__ == "__main__":

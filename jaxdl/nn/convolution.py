@@ -177,16 +177,23 @@ def _by_lax(x: Array, kernel: Array, shape: Geometry, groups: int, spread: Seque
     )
 
 
+def _by_groups(x: Array, kernel: Array, shape: Geometry, groups: int) -> Array:
+    """XLA's own for each group."""
+    parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1))
+    return jnp.concatenate([_by_lax(part, own, shape, 1) for part, own in parts], axis=-1)
+
+
 def _way(space: Sequence[int], shape: Geometry, kernel: Array, groups: int) -> Callable[..., Array]:
-    """What a CPU is fastest with: the sum over taps for kernels of one place, which is a matrix product, and for depthwise ones; unfolding where the kernel is longer than the image, which XLA leaves to a plain loop, twenty times slower.
+    """What a CPU is fastest with: the sum over taps for kernels of one place, which is a matrix product, and for depthwise ones; a convolution for each group, since XLA leaves several to a plain loop, three times slower, as it does, twenty times slower, with a kernel longer than the image, for which unfolding is the way.
 
     For images of one channel the taps win when timed alone, but XLA merges them into the pooling that follows and computes each many times over.
     """
     depthwise = groups > 1 and kernel.shape[-2] == 1
     if math.prod(shape.window) == 1 or depthwise:
         return _by_taps
-    longer = any(reach > length for reach, length in zip(shape.reach, space))
-    return _by_unfolding if longer and groups == 1 else _by_lax
+    if groups > 1:
+        return _by_groups
+    return _by_unfolding if any(reach > length for reach, length in zip(shape.reach, space)) else _by_lax
 
 
 def _on_cpu(method: Callable[..., Array], x: Array, kernel: Array, shape: Geometry, groups: int) -> Array:
@@ -212,13 +219,13 @@ def _fastest_derivative(shape: Geometry, groups: int, primals: Sequence, tangent
     x, kernel = primals
     dx, dkernel = tangents
     value = _fastest(x, kernel, shape, groups)
+    way = _way(x.shape[1:-1], shape, kernel, groups)
     change = jnp.zeros_like(value)
     if not isinstance(dx, jax.custom_derivatives.SymbolicZero):
-        change += _on_cpu(_way(x.shape[1:-1], shape, kernel, groups), dx, kernel, shape, groups)
+        change += _on_cpu(way, dx, kernel, shape, groups)
     if not isinstance(dkernel, jax.custom_derivatives.SymbolicZero):
-        # XLA's CPU takes a loop for the kernel's gradient where there are groups, and a slow product where there is one place.
-        plain = groups == 1 and math.prod(shape.window) > 1
-        change += _on_cpu(_by_lax if plain else _by_taps, x, dkernel, shape, groups)
+        # A long kernel's gradient has short windows.
+        change += _on_cpu(_by_lax if way is _by_unfolding else way, x, dkernel, shape, groups)
     return value, change
 
 
@@ -238,7 +245,7 @@ def convolve(
 ) -> Float[Array, "B *out O"]:
     """`y[p, o] = Σ_{k, i} x[p · stride + k · dilation − padding, i] · kernel[k, i, o]`, with zeros outside of `x` (Goodfellow et al. 2016, eq. 9.6).
 
-    The same in three ways, equal in values and gradients up to rounding: `"taps"` loops over the places of the kernel, `"unfold"` makes one matrix product of all that it sees (memory for as many copies of `x` as the kernel has places), `"lax"` calls XLA. `"fastest"` is `"lax"`, but on a CPU `"taps"` for kernels of one place, depthwise ones, and for the kernel's gradient where there are groups, and `"unfold"` for kernels longer than the image.
+    The same in three ways, equal in values and gradients up to rounding: `"taps"` loops over the places of the kernel, `"unfold"` makes one matrix product of all that it sees (memory for as many copies of `x` as the kernel has places), `"lax"` calls XLA. `"fastest"` is `"lax"`, but on a CPU `"taps"` for kernels of one place and depthwise ones, `"lax"` group by group where there are groups, and `"unfold"` for kernels longer than the image.
 
     The output is in the dtype of `x`. With `groups`, outputs `g · O/groups …` see inputs `g · I …` alone; with `groups = C` this is a depthwise convolution and output `c · O/C + j` is the j-th of channel c. Raises `UserError` if `C ≠ groups · I` or the groups do not divide `O`, and for what `geometry` refuses.
     """
