@@ -115,7 +115,8 @@ def linear_decode(
     tokens = split(grouped), split(key_features), split(values), split(log_scales, -jnp.inf)
     state, sums = jax.lax.scan(step, state, tokens)
     sums = jnp.moveaxis(sums, (0, -2), (1, 2)).reshape(batch, chunks * chunk, heads, values.shape[-1])
-    return _quotient(sums[:, :length]).astype(value.dtype), state
+    sums = sums[:, :length]
+    return _quotient(sums[..., :-1], sums[..., -1:]).astype(value.dtype), state
 
 
 def _features(feature_map: FeatureMap, x: Array, scale: float | None) -> Features:
@@ -137,12 +138,11 @@ def _remember(
     return LinearState(kept + jnp.einsum("bksm,bksv->bkmv", key, values), largest)
 
 
-def _quotient(sums: Float[Array, "*batch U"]) -> Float[Array, "*batch V"]:
+def _quotient(sums: Float[Array, "*batch V"], weight: Float[Array, "*batch 1"]) -> Float[Array, "*batch V"]:
     """Weighted sum by sum of weights, and 0 where there is no weight."""
-    weight = sums[..., -1:]
     # The gradient has 1/weight² in it, which below the root of the smallest number overflows.
     seen = weight > jnp.finfo(sums.dtype).tiny ** 0.5
-    return jnp.where(seen, sums[..., :-1] / jnp.where(seen, weight, 1), 0)
+    return jnp.where(seen, sums / jnp.where(seen, weight, 1), 0)
 
 
 def linear_attention(
@@ -205,10 +205,13 @@ def _attend_to_all(
     log_scales = jnp.where(seen[..., None], log_scales, -jnp.inf)
     largest = log_scales.max(1, keepdims=True, initial=jnp.finfo(log_scales.dtype).min)
     key_features *= jnp.exp(log_scales - largest)[..., None]
-    total = jnp.einsum("bskm,bskv->bkmv", key_features, _with_ones(value, key_features.dtype))
-    grouped = query_features.reshape(batch, length, key.shape[2], -1, query_features.shape[-1])
-    sums = jnp.einsum("btkgm,bkmv->btkgv", grouped, total)
-    return _quotient(sums.reshape(batch, length, heads, -1)).astype(value.dtype)
+    # Heads before places, and the normaliser beside the matrix and not in it: each twice as fast on a CPU.
+    grouped = query_features.reshape(batch, length, key.shape[2], -1, query_features.shape[-1]).transpose(0, 2, 3, 1, 4)
+    key_features, values = key_features.swapaxes(1, 2), value.astype(key_features.dtype).swapaxes(1, 2)
+    sums = jnp.einsum("bkgtm,bkmv->bkgtv", grouped, jnp.einsum("bksm,bksv->bkmv", key_features, values))
+    weight = (grouped * key_features.sum(2)[:, :, None, None]).sum(-1, keepdims=True)
+    attended = _quotient(sums, weight).transpose(0, 3, 1, 2, 4)
+    return attended.reshape(batch, length, heads, -1).astype(value.dtype)
 
 
 class RandomFeatureAttention(nn.Module):
