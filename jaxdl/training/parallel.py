@@ -101,7 +101,7 @@ class Layout:
                 values = values.reshape(len(self.mesh.local_devices), -1, *values.shape[1:])
             return jax.make_array_from_process_local_data(self.by_rows, values)
 
-        return jax.tree.map(place, batch)
+        return _arrived(jax.tree.map(place, batch))
 
     def rows(self, batch: Batch) -> int:
         """How many examples a placed batch has, over all devices."""
@@ -139,7 +139,7 @@ class Layout:
             return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
         def one(variables: PyTree, batch: Row, count: int) -> PyTree:
-            return jax.tree.map(lambda result: whole(result)[:count], compiled(variables, jax.tree.map(place, batch)))
+            return jax.tree.map(lambda result: whole(result)[:count], compiled(variables, _arrived(jax.tree.map(place, batch))))
 
         def over_rows(variables: PyTree, rows: Iterable[Row]) -> PyTree:
             parts = [one(variables, *part) for part in eval_batches(rows, batch_size)]
@@ -148,6 +148,11 @@ class Layout:
             return jax.tree.map(lambda *results: np.concatenate(results), *parts)
 
         return over_rows
+
+
+def _arrived(batch: PyTree) -> PyTree:
+    """The same batch, on a CPU once it is copied: a program that has to wait for its inputs runs in a thread of jax's, and from there malloc returns large buffers to the system after every step (see `jaxdl.launch.keep_freed_memory`). Elsewhere the copy goes on beside the step before."""
+    return jax.block_until_ready(batch) if jax.default_backend() == "cpu" else batch
 
 
 def distribute(step: Step, state: TrainState, layout: Layout) -> Step:
