@@ -2,7 +2,7 @@
 
     python -m benchmarks.blocks [--only layer_norm lstm ...] [--rounds 15] [--threads 2] [--json FILE]
 
-The arrays and functions are those of `benchmarks.counterparts`. Jax compiles ours and Flax's; torch runs as it is, under `no_grad` where there is no backward pass. Torch has a process of its own, where jax's threads do not disturb it, while ours and Flax share one: where an array lies in memory makes two to three times the time of a function that only reads and writes. Both have the same number of threads and `jaxdl.launch.keep_freed_memory`, from which torch profits too. The three take turns of some 30 ms, in another order in every round, so that all see the same noise. Each round gives a ratio of times, above 1 where ours is the faster one; the table has their median, range, and after a semicolon the ratio of the least times, which a busy machine disturbs less.
+The arrays and functions are those of `benchmarks.counterparts`. Jax compiles ours and Flax's; torch runs as it is, under `no_grad` where there is no backward pass. Torch has a process of its own, where jax's threads do not disturb it, while ours and Flax share one: where an array lies in memory makes two to three times the time of a function that only reads and writes. Both have the same number of threads and `jaxdl.launch.keep_freed_memory`, from which torch profits too, and jax has `take_wide_vectors`, which torch takes by itself. The three take turns of some 30 ms, in another order in every round, so that all see the same noise. Each round gives a ratio of times, above 1 where ours is the faster one; the table has their median, range, and after a semicolon the ratio of the least times, which a busy machine disturbs less.
 
 `=` marks rows that XLA compiles to the same instructions from Flax's function and from ours: what their ratio differs from 1 by is noise. `!` marks rows that want work: by the median and by the least times, ours is slower than Flax by more than 5 %, or slower than torch.
 """
@@ -26,7 +26,7 @@ from jaxtyping import PyTree
 
 from benchmarks.counterparts import ROWS, Sides, forward_and_back, tensors, torch_cotangent, torch_forward_and_back
 from jaxdl.errors import UserError, unknown
-from jaxdl.launch import keep_freed_memory
+from jaxdl.launch import keep_freed_memory, take_wide_vectors
 
 LIBRARIES = {"jaxdl": "jax", "flax": "jax", "torch": "torch"}
 """And the process that each is measured in."""
@@ -75,6 +75,7 @@ def serve(threads: int, turns: Connection) -> None:
     torch.set_num_threads(threads)
     jax.config.update("jax_platforms", "cpu")
     keep_freed_memory()
+    take_wide_vectors()
     runs: dict[str, Callable[[], None]] = {}
     while order := turns.recv():
         library, task = order

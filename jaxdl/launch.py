@@ -278,6 +278,7 @@ def _set_up_libraries() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     keep_freed_memory()
+    take_wide_vectors()
     # Orbax logs the traceback of every failure before it raises it, and abandoned coroutines and writers complain once more.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -333,6 +334,16 @@ def keep_freed_memory() -> None:
         for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
             mallopt(parameter, value)
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def take_wide_vectors() -> None:
+    """Tells XLA to compute with vectors of 512 bits where the CPU has them. To be called before jax computes anything; whatever `XLA_FLAGS` says about it already stands.
+
+    By default it takes 256, as early processors with AVX-512 slow down their clock for more. On an AMD EPYC an activation takes half the time with 512.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_cpu_prefer_vector_width" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_prefer_vector_width=512".strip()
 
 
 @contextlib.contextmanager
