@@ -1,14 +1,16 @@
 """Every block of `jaxdl.nn`, in `flax.linen` and in torch eager: forward, and forward with backward, side by side on this machine's CPU.
 
-    python -m benchmarks.blocks [--only layer_norm lstm ...] [--rounds 15] [--threads 2] [--json FILE]
+    python -m benchmarks.blocks [--only layer_norm lstm ...] [--rounds 18] [--threads 2] [--json FILE]
 
-The arrays and functions are those of `benchmarks.counterparts`. Jax compiles ours and Flax's; torch runs as it is, under `no_grad` where there is no backward pass. Torch has a process of its own, where jax's threads do not disturb it, while ours and Flax share one: where an array lies in memory makes two to three times the time of a function that only reads and writes. Both have the same number of threads and `jaxdl.launch.keep_freed_memory`, from which torch profits too, and jax has `take_wide_vectors`, which torch takes by itself. The three take turns of some 30 ms, in another order in every round, so that all see the same noise. Each round gives a ratio of times, above 1 where ours is the faster one; the table has their median, range, and after a semicolon the ratio of the least times, which a busy machine disturbs less.
+The arrays and functions are those of `benchmarks.counterparts`. Jax compiles ours and Flax's; torch runs as it is, under `no_grad` where there is no backward pass. Torch has a process of its own, where jax's threads do not disturb it, while ours and Flax share one and its arrays: where these lie in memory makes up to three times the time of a function that does little but read and write. Both have the same number of threads and `jaxdl.launch.keep_freed_memory`, from which torch profits too, and jax has `take_wide_vectors`, which torch takes by itself. The three take turns of some 30 ms, in another order in every round, so that all see the same noise. Each round gives a ratio of times, above 1 where ours is the faster one; the table has their median, range, and after a semicolon the ratio of the least times, which a busy machine disturbs less.
 
 `=` marks rows that XLA compiles to the same instructions from Flax's function and from ours: what their ratio differs from 1 by is noise. `!` marks rows that want work: by the median and by the least times, ours is slower than Flax by more than 5 %, or slower than torch.
 """
 
 import argparse
+import functools
 import importlib.metadata
+import itertools
 import json
 import multiprocessing
 import os
@@ -52,10 +54,16 @@ def timed(library: str, passes: str, sides: Sides) -> Callable[[], None]:
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 
+@functools.lru_cache(maxsize=1)
+def given(sides: Sides) -> tuple[Sequence[jax.Array], PyTree]:
+    """Arrays and cotangent on the device, the same ones for ours and for Flax."""
+    return jax.device_put((sides.arrays, sides.cotangent))
+
+
 def prepared(library: str, passes: str, sides: Sides) -> tuple[Callable[..., PyTree], Sequence[PyTree]]:
     """A function of ours or of Flax, to be compiled, and its arguments on the device."""
     function = sides.ours if library == "jaxdl" else sides.flax
-    arrays, cotangent = jax.device_put((sides.arrays, sides.cotangent))
+    arrays, cotangent = given(sides)
     return (jax.jit(function), arrays) if passes == "forward" else (jax.jit(forward_and_back(function)), (cotangent, arrays))
 
 
@@ -77,6 +85,7 @@ def serve(threads: int, turns: Connection) -> None:
     keep_freed_memory()
     take_wide_vectors()
     runs: dict[str, Callable[[], None]] = {}
+    row = functools.lru_cache(maxsize=1)(lambda name: ROWS[name].sides())
     while order := turns.recv():
         library, task = order
         if isinstance(task, int):
@@ -86,7 +95,7 @@ def serve(threads: int, turns: Connection) -> None:
             turns.send((time.perf_counter() - started) / task)
         else:
             name, passes = task
-            sides = ROWS[name].sides()
+            sides = row(name)
             runs[library] = timed(library, passes, sides)
             for _ in range(3):
                 runs[library]()
@@ -105,9 +114,9 @@ def measure(name: str, passes: str, servers: dict[str, Connection], rounds: int)
     programs = {library: ask(library, (name, passes)) for library in libraries}
     calls = {library: max(1, round(TURN / ask(library, 1))) for library in libraries}
     times: dict[str, list[float]] = {library: [] for library in libraries}
-    for number in range(rounds):
-        shift = number % len(libraries)
-        for library in libraries[shift:] + libraries[:shift]:
+    # In all orders, so that each comes as often after torch, whose threads spin for a while.
+    for order in itertools.islice(itertools.cycle(itertools.permutations(libraries)), rounds):
+        for library in order:
             times[library].append(ask(library, calls[library]))
     return times, programs["jaxdl"] == programs.get("flax")
 
@@ -151,7 +160,7 @@ def parse() -> argparse.Namespace:
     """The command line. Raises `UserError` for a row that is not in the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help=f"rows to time: {', '.join(ROWS)}")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=18)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     options = parser.parse_args()

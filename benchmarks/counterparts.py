@@ -43,7 +43,7 @@ class Given(NamedTuple):
         return np.asarray(drawn, np.float32) if self.fixed is None else self.fixed
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sides:
     """The same function of the same arrays, in each library. `torch` gets and returns its own layouts: `out` says that of each result. `flax` is None where `flax.linen` has none.
 

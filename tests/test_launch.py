@@ -137,3 +137,11 @@ def test_a_termination_outside_of_training_ends_with_143(tmp_path, capsys):
 def test_a_bug_keeps_its_traceback(tmp_path):
     with pytest.raises(ZeroDivisionError):
         launch.launch(experiment(lambda *_: 1 / 0), ["--workdir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("given", ["", "--xla_dump_to=a", "--xla_cpu_prefer_vector_width=128"])
+def test_xla_takes_wide_vectors_unless_its_flags_say_otherwise(given, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    launch.take_wide_vectors()
+    wanted = given if "vector" in given else f"{given} --xla_cpu_prefer_vector_width=512".strip()
+    assert os.environ["XLA_FLAGS"] == wanted
