@@ -23,6 +23,7 @@ from jaxdl.nn import (
     rope,
     rotary_frequencies,
 )
+from jaxdl.nn.transformer import as_rows
 from jaxdl.weights import Rows, dense, norm, unchanged
 
 
@@ -124,7 +125,7 @@ class Gemma(nn.Module):
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Of the token that follows each place, in float32 or wider."""
-        logits = self.tokens.attend(x)
+        logits = self.tokens.attend(as_rows(x)).reshape(*x.shape[:-1], -1)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return logits if self.logit_soft_cap is None else self.logit_soft_cap * jnp.tanh(logits / self.logit_soft_cap)
 

@@ -24,6 +24,7 @@ from jaxdl.nn import (
     TransformerBlock,
     dot_product_attention,
 )
+from jaxdl.nn.transformer import as_rows
 from jaxdl.weights import Table, norm, unchanged
 
 
@@ -105,7 +106,7 @@ class GPT(nn.Module):
         return self.drop(self.tokens(tokens) + positions, deterministic=not train)
 
     def _logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        return self.tokens.attend(x)
+        return self.tokens.attend(as_rows(x)).reshape(*x.shape[:-1], -1)
 
     @classmethod
     def variant(cls, name: str, **changes: Any) -> "GPT":

@@ -32,6 +32,7 @@ from jaxdl.nn import (
     silu,
     sinusoidal,
 )
+from jaxdl.nn.transformer import as_rows
 from jaxdl.weights import Table, dense, norm, separate_attention, unchanged
 
 ACTIVATIONS = {"relu": jax.nn.relu, "swish": silu, "silu": silu, "gelu": gelu, "gelu_new": gelu_tanh}
@@ -181,7 +182,7 @@ class EncoderDecoder(nn.Module):
         return self.drop(self.tokens(tokens) * scale + positions, deterministic=not train)
 
     def _logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        logits = self.tokens.attend(x)
+        logits = self.tokens.attend(as_rows(x)).reshape(*x.shape[:-1], -1)
         return logits + self.bias if self.logits_bias else logits
 
     @classmethod

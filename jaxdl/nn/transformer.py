@@ -17,6 +17,11 @@ from jaxdl.nn.attention import Attention, Cache, MultiHeadAttention, dot_product
 from jaxdl.nn.normalization import LayerNorm
 
 
+def as_rows(x: Float[Array, "*batch D"]) -> Float[Array, "rows D"]:
+    """All vectors below one another, for a linear map: the gradient of its kernel then sums over one axis. Where it sums over two, XLA's CPU transposes a copy of an operand first."""
+    return x.reshape(-1, x.shape[-1])
+
+
 class FeedForward(nn.Module):
     """Two linear maps with an activation between, position by position (Vaswani et al. 2017, eq. 2).
 
@@ -45,9 +50,10 @@ class FeedForward(nn.Module):
                 name=name,
             )
 
-        hidden = self.activation(dense(self.hidden, "expand")(x))
+        rows = as_rows(x)
+        hidden = self.activation(dense(self.hidden, "expand")(rows))
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
-        return dense(x.shape[-1], "contract", self.out_init or self.kernel_init)(hidden)
+        return dense(x.shape[-1], "contract", self.out_init or self.kernel_init)(hidden).reshape(x.shape)
 
 
 class GatedFeedForward(nn.Module):
@@ -77,9 +83,10 @@ class GatedFeedForward(nn.Module):
                 name=name,
             )
 
-        hidden = self.activation(dense(self.hidden, "gate")(x)) * dense(self.hidden, "expand")(x)
+        rows = as_rows(x)
+        hidden = self.activation(dense(self.hidden, "gate")(rows)) * dense(self.hidden, "expand")(rows)
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
-        return dense(x.shape[-1], "contract", self.out_init or self.kernel_init)(hidden)
+        return dense(x.shape[-1], "contract", self.out_init or self.kernel_init)(hidden).reshape(x.shape)
 
 
 def gated_hidden(hidden: int, multiple_of: int = 1) -> int:
