@@ -634,7 +634,7 @@ def rms_norm() -> Sides:
     return Sides([normal(32, 196, 384), near_one(384)], ours, theirs, flax)
 
 
-PIXELS = [image(16, 32, 32, 64), near_one(64), normal(64)]
+PIXELS = [image(32, 56, 56, 64), near_one(64), normal(64)]
 
 
 @compared("torch.nn.functional.group_norm", "group_norm", "GroupNorm")

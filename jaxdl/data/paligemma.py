@@ -118,7 +118,9 @@ class TextProcessor:
         return texts
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        """Without what the tokenizer itself puts around a text."""
+        """Without what the tokenizer itself puts around a text. One text is not worth waking the threads for, and a data pipeline asks for one at a time."""
+        if len(texts) == 1:
+            return [self.model.encode(texts[0], add_special_tokens=False).ids]
         return [encoded.ids for encoded in self.model.encode_batch(texts, add_special_tokens=False)]
 
     def _id(self, word: str) -> int:

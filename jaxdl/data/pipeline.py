@@ -1,6 +1,7 @@
 """From a source to batches: order, shuffling, transforms, batching and prefetch, by grain."""
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -41,11 +42,11 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
-    threads: int = 2,
+    threads: int | None = None,
     process: int = 0,
     processes: int = 1,
 ) -> grain.DatasetIterator:
-    """An endless iterator of batches, shuffled anew in each pass, prepared ahead in threads.
+    """An endless iterator of batches, shuffled anew in each pass, prepared ahead in threads: one for every four cores, unless their number is given. More help where files are decoded, and hinder where Python's own code does the work, in which threads take turns.
 
     Its `get_state()` is a small dict that `set_state` takes in another process to go on with the same bits; it does not depend on the number of processes. Process number `process` of `processes` gets its rows of each batch, and together they get what one process would. A batch may span two passes. Raises `UserError` if the source is empty or the processes do not divide the batch.
     """
@@ -55,6 +56,7 @@ def train_batches(
         raise UserError(
             f"a batch of {batch_size} cannot be shared by {processes} processes: choose a --batch-size that is a multiple of {processes}"
         )
+    threads = max(1, (os.cpu_count() or 1) // 4) if threads is None else threads
     examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(transform)
     batches = _Shard(examples, batch_size, process, processes).batch(batch_size // processes)
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))

@@ -53,7 +53,7 @@ def _moments(x: Array, mask: Array | None, axes: tuple[int, ...]) -> tuple[Array
         centred = seen - mean if mask is None else jnp.where(mask, seen - mean, 0)
         return jnp.square(centred).sum(axes, keepdims=True) / least
 
-    cancels = (jnp.square(mean) > _CANCELS_FROM * variance).any()
+    cancels = (jnp.square(mean) - _CANCELS_FROM * variance).max() > 0
     return mean, jax.lax.cond(cancels, of_centred, lambda seen, mean, variance: variance, seen, mean, variance), count
 
 
@@ -67,6 +67,20 @@ def _moments_derivative(axes: tuple[int, ...], primals: tuple, tangents: tuple) 
     centred = x - mean if mask is None else jnp.where(mask, x - mean, 0)
     changes = change.sum(axes, keepdims=True), 2 * (centred * change).sum(axes, keepdims=True), jnp.zeros_like(count)
     return (mean, variance, count), changes
+
+
+@jax.custom_jvp
+def _scaled(x: Array, mean: Array, factor: Array, bias: Array | float) -> Array:
+    """`(x − mean) · factor + bias`, where all but `x` are the same for many values."""
+    return (x - mean) * factor + bias
+
+
+@_scaled.defjvp
+def _scaled_derivative(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    """What mean and bias change is added up before it meets the array, so that its transpose sums the gradient once for both."""
+    x, mean, factor, _ = primals
+    d_x, d_mean, d_factor, d_bias = tangents
+    return _scaled(*primals), d_x * factor + (x - mean) * d_factor + (d_bias - d_mean * factor)
 
 
 def layer_norm(
@@ -115,7 +129,7 @@ def group_norm(
     def of_channels(values: Float[Array, "B groups 1"]) -> Float[Array, "B 1 D"]:
         return jnp.broadcast_to(values, mean.shape).reshape(len(x), 1, channels)
 
-    normalized = (flat - of_channels(shared)) * (of_channels(jax.lax.rsqrt(variance + eps)) * scale) + bias
+    normalized = _scaled(flat, of_channels(shared), of_channels(jax.lax.rsqrt(variance + eps)) * scale, bias)
     return normalized.reshape(x.shape).astype(x.dtype)
 
 
@@ -131,7 +145,7 @@ def instance_norm(
     """
     wide = _wide(x)
     mean, variance, _ = _moments(wide, None, tuple(range(1, x.ndim - 1)))
-    return ((wide - mean) * (jax.lax.rsqrt(variance + eps) * scale) + bias).astype(x.dtype)
+    return _scaled(wide, mean, jax.lax.rsqrt(variance + eps) * scale, bias).astype(x.dtype)
 
 
 def batch_statistics(
@@ -162,7 +176,7 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Float[Array, "*batch D"]:
     """`(x − mean) / √(variance + eps) · scale + bias` with the statistics of the batch or of a run (Ioffe and Szegedy 2015, eq. 1 and 2)."""
-    return ((_wide(x) - mean) * (jax.lax.rsqrt(variance + eps) * scale) + bias).astype(x.dtype)
+    return _scaled(_wide(x), mean, jax.lax.rsqrt(variance + eps) * scale, bias).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
