@@ -55,7 +55,7 @@ KINDS = get_args(Kind)
 class Config(launch.Config):
     """What this experiment computes."""
 
-    steps: Annotated[int, Ge(0)] = 4000
+    steps: Annotated[int, Ge(0)] = 3000
     """Updates of the parameters. 0: the weights of --init answer --ask as they are."""
     batch_size: Annotated[int, Ge(1)] = 32
     learning_rate: Annotated[float, Gt(0)] = 0.01
