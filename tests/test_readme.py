@@ -1,5 +1,7 @@
 """What the README says is so."""
 
+import importlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -8,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from published_siglip import write_published_siglip
+
+import experiments
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -27,3 +31,11 @@ def test_pictures_and_folders_that_it_names_are_there():
         assert (root / path).exists(), path
     for path in re.findall(r"^([a-z_]+/[\w./]*) ", README, re.MULTILINE):
         assert (root / path).exists(), path
+
+
+def test_every_experiment_has_a_row_with_its_minutes():
+    rows = dict(re.findall(r"^\| `(\w+)` \| \[.* \| ([\d.]+) \|$", README, re.MULTILINE))
+    names = [info.name for info in pkgutil.iter_modules(experiments.__path__) if not info.name.startswith("_")]
+    assert sorted(rows) == sorted(names)
+    for name in names:
+        assert float(rows[name]) == importlib.import_module(f"experiments.{name}").EXPERIMENT.minutes, name
