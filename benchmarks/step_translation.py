@@ -45,7 +45,7 @@ class Translation:
             self.vocabulary, self.width, stack, stack, dropout=self.dropout, attention=ATTENTIONS[self.attention]
         )
         return training_step(
-            functools.partial(loss, module, 0.1),
+            functools.partial(loss, module, 0.1, float((batch["target_segments"] > 0).sum() / self.batch_size)),
             optax.adamw(1e-3, b2=0.98, weight_decay=0.01),
             lambda key: module.init(key, batch["source"][:1], batch["target"][:1]),
             batch,

@@ -5,6 +5,7 @@ It learns from pairs of sentences alone: the encoder reads the source as a whole
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,20 +53,20 @@ class Config(launch.Config):
     """How the learning rate falls after its warm-up: along a cosine to zero, or with the inverse square root of the step (Vaswani et al. 2017, eq. 3)."""
     optimizer: Literal[*OPTIMIZERS] = "muon"
     """AdamW, or Muon, which learns faster in short runs."""
-    smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1
-    """Share of the target distribution that is spread over all tokens (label smoothing)."""
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """Share of the target distribution that is spread over all tokens."""
     source: str = "en"
     """The language to translate from: a CLDR code, or the ending of a folder's files."""
     target: str = "de"
     """The language to translate to."""
     test: str = ""
-    """A further pair of files in the folder --data, by their name without a language (test_2016_flickr), on which the finished model is measured too."""
+    """A further part of --data, on which the finished model is measured too: a pair of files in the folder, by their name without a language (test_2016_flickr), or a split of the TFDS set (test)."""
     init: str = ""
     """Fine-tune from these weights: a folder with config.json and *.safetensors of a Marian model, or a name on the Hugging Face hub. The sizes below are then its own, and so is the tokenizer."""
     variant: Literal[("", *VARIANTS)] = ""
-    """The paper's base or big model. Empty: the sizes that follow."""
+    """The paper's base or big model, with its dropout. Empty: the sizes that follow."""
     length: Annotated[int, Ge(2)] = 64
-    """Tokens of a row, on each side. Longer pairs are left out of training."""
+    """Tokens of a row, on each side. Longer pairs are left out of training and of the validation loss, but are translated."""
     width: Annotated[int, Ge(2)] = 128
     """Of the residual stream."""
     depth: Annotated[int, Ge(1)] = 3
@@ -74,8 +75,8 @@ class Config(launch.Config):
     """Attention heads; they divide the width."""
     norm_first: bool = False
     """Normalise before each part (pre-norm), and not after each sum as the paper does (post-norm)."""
-    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of activations that are dropped."""
+    dropout: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Share of activations that are dropped. None: as much as the variant has, and without one nothing."""
     attention: Literal[*ATTENTIONS] = "plain"
     """The plain form, or the flash form in tiles."""
     remat: bool = False
@@ -119,9 +120,9 @@ PRESETS = {
     ),
     # Vaswani et al. 2017, section 5: 25,000 tokens of each language in a batch, 37,000 tokens, 4,000 of 100,000 steps of warm-up to (512 · 4000)^−1/2.
     "paper_base": Config(
-        preset="paper_base", data="tfds:wmt14_translate/de-en", variant="base", steps=100_000, batch_size=100, length=256,
-        vocabulary=37_000, optimizer="adamw", learning_rate=7e-4, warmup=0.04, decay="inverse_sqrt", weight_decay=0.0,
-        dropout=0.1, precision="bf16", evaluate_every=2000, attention="flash",
+        preset="paper_base", data="tfds:wmt14_translate/de-en", test="test", variant="base", steps=100_000, batch_size=100,
+        length=256, vocabulary=37_000, optimizer="adamw", learning_rate=7e-4, warmup=0.04, decay="inverse_sqrt", weight_decay=0.0,
+        precision="bf16", evaluate_every=2000, attention="flash",
     ),
     "finetune": Config(
         preset="finetune", init="Helsinki-NLP/opus-mt-en-de", steps=500, length=128, optimizer="adamw", learning_rate=5e-5,
@@ -136,12 +137,12 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
         open_ = functools.partial(open_pairs, source=config.source, target=config.target, data_dir=config.data_dir)
         pairs = open_(config.data, "train")
         held_out = {"": open_(config.eval_data or config.data, "test")}
+        if held_out[""].pairs == pairs.pairs:
+            raise UserError(
+                f"{config.data} would be learned and measured on: name what is held out with --eval-data folder:PATH/NAME"
+            )
         if config.test:
-            if not config.data.startswith("folder:"):
-                raise UserError(
-                    f"--test {config.test} names files of a folder, and --data is {config.data}: give --data folder:PATH"
-                )
-            held_out[f"{config.test}_"] = open_(f"{config.data}/{config.test}", "test")
+            held_out[f"{config.test}_"] = open_(config.data, "test", part=config.test)
         with run.first_process_first():
             reader, writer = load_tokenizers(config, pairs, run.directory)
         module, params = build(config, reader)
@@ -152,14 +153,15 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
         source, unread = pack(pairs), pack(held_out[""])
         run.say(
             f"{len(pairs):,} pairs in {len(source):,} rows, of which {source.filled:.0%} is filled; "
-            f"{source.dropped} with more than {config.length} tokens are left out"
+            f"{source.dropped} with more than {config.length} tokens are left out, "
+            f"and {unread.dropped} of the {len(held_out['']):,} held-out ones, which are translated all the same"
         )
 
         batches = train_batches(source, lambda example, rng: example, batch_size=config.batch_size, seed=config.seed, **run.shard)
         step, state = start(
             config,
             run.layout,
-            functools.partial(loss, module, config.smoothing),
+            functools.partial(loss, module, config.label_smoothing, source.target_tokens),
             lambda schedule: OPTIMIZERS[config.optimizer](schedule, config.weight_decay, b2=0.98, mask=matrices),
             lambda key: module.init(key, *(jnp.asarray(source[0][name])[None] for name in ("source", "target"))),
             params,
@@ -170,12 +172,14 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
         evaluate = lambda state: measure(each({"params": state.measured}, rows))
         state = fit(step, state, batches, run, steps=config.steps, evaluate=evaluate, evaluate_every=config.evaluate_every)
 
-        metrics = evaluate(state)
         translator = Translator(config, module, run.layout, reader, writer)
-        for name, sentences in held_out.items():
-            metrics |= compare(translator, state.measured, sentences, name, run)
         for sentence, translation in zip(config.ask, translator(state.measured, config.ask)):
             run.say(f"{sentence}\n  → {translation}")
+        if config.ask and (run.directory / "result.json").exists():
+            return json.loads((run.directory / "result.json").read_text("utf-8"))
+        metrics = evaluate(state)
+        for name, sentences in held_out.items():
+            metrics |= compare(translator, state.measured, sentences, name, run)
         params = jax.tree.map(whole, state.measured)
         if is_first():
             draw(module, params, reader, writer, held_out[""], run.figures)
@@ -197,8 +201,9 @@ def build(config: Config, tokenizer: Tokenizer) -> tuple[EncoderDecoder, PyTree 
         attention=ATTENTIONS[config.attention],
         remat=config.remat,
         dtype=jnp.bfloat16 if config.precision == "bf16" else None,
-        dropout=config.dropout,
     )
+    if config.dropout is not None:
+        fields["dropout"] = config.dropout
     if config.init:
         module, params = pretrained.load(config.init, param_dtype=jnp.float32, **fields)
         if not isinstance(module, EncoderDecoder):
@@ -226,23 +231,28 @@ def build(config: Config, tokenizer: Tokenizer) -> tuple[EncoderDecoder, PyTree 
 def loss(
     module: EncoderDecoder,
     smoothing: float,
+    target_tokens: float,
     params: PyTree,
     variables: dict[str, PyTree],
     batch: Batch,
     key: Key[Array, ""],
 ) -> tuple[Float[Array, ""], Aux]:
-    """Cross-entropy of the next target token with label smoothing, without padding: the mean over each row, then over rows, which are about equally full. So it is a mean over examples however they are spread."""
+    """Cross-entropy of the next target token with label smoothing, without padding: the sum over a batch, divided by the number of tokens that so many rows have on average, `target_tokens` each. So all tokens of the data weigh the same, whichever rows they share a batch or a device with."""
     out = module.apply({"params": params}, **_inputs(batch), train=True, rngs={"dropout": key})
-    one = lambda logits, labels, segments: cross_entropy(logits, labels, smoothing=smoothing, mask=segments > 0)
-    return jax.vmap(one)(out.logits, batch["labels"], batch["target_segments"]).mean(), Aux()
+    return _sums(out.logits, batch, smoothing).mean() / target_tokens, Aux()
 
 
 def losses(module: EncoderDecoder, variables: PyTree, batch: Batch) -> Float[Array, "B 2"]:
     """For each row the sum of the tokens' cross-entropy, without smoothing, and how many there are."""
-    out, counts = module.apply(variables, **_inputs(batch)), (batch["target_segments"] > 0).sum(1)
-    mean = jax.vmap(lambda logits, labels, segments: cross_entropy(logits, labels, mask=segments > 0))
-    total = mean(out.logits, batch["labels"], batch["target_segments"]) * counts
-    return jnp.stack([total, counts.astype(jnp.float32)], axis=1)
+    sums = _sums(module.apply(variables, **_inputs(batch)).logits, batch)
+    return jnp.stack([sums, (batch["target_segments"] > 0).sum(1).astype(jnp.float32)], axis=1)
+
+
+def _sums(logits: Float[Array, "B T V"], batch: Batch, smoothing: float = 0.0) -> Float[Array, "B"]:
+    """Of the tokens' cross-entropy in each row."""
+    written = batch["target_segments"] > 0
+    mean = lambda logits, labels, mask: cross_entropy(logits, labels, smoothing=smoothing, mask=mask)
+    return jax.vmap(mean)(logits, batch["labels"], written) * written.sum(1)
 
 
 def _inputs(batch: Batch) -> Batch:
@@ -301,14 +311,20 @@ def compare(translator: Translator, params: PyTree, pairs: Pairs, name: str, run
     return metrics
 
 
+def cross_attention(
+    module: EncoderDecoder, params: PyTree, source: Int[Array, "B S"], target: Int[Array, "B T"]
+) -> Float[np.ndarray, "L B N T S"]:
+    """How much each block of the decoder looks at each source token, from each target token, head by head."""
+    # After those of the encoder, each block of the decoder attends to what is written, and then to the source.
+    return np.stack(attention_weights(module, params, source, target)[module.encoder_stack.depth + 1 :: 2])
+
+
 def draw(module: EncoderDecoder, params: PyTree, reader: Tokenizer, writer: Tokenizer, pairs: Pairs, directory: Path) -> None:
     """Where the decoder looks in a held-out source while it writes the human translation: the sentence of middling length, about 12 words."""
     source, target = min(pairs.pairs, key=lambda pair: abs(len(pair[0].split()) - 12))
     (reading,), (written,) = reader.encode([source]), writer.encode([target])
     reading, written = np.append(reading, reader.end)[: module.length], np.append(module.start, written)[: module.length]
-    weights = attention_weights(module, params, jnp.asarray(reading)[None], jnp.asarray(written)[None])
-    # After those of the encoder, each block of the decoder attends to what is written, and then to the source.
-    weights = np.stack(weights[module.encoder_stack.depth + 1 :: 2])[:, 0].mean(1)
+    weights = cross_attention(module, params, jnp.asarray(reading)[None], jnp.asarray(written)[None])[:, 0].mean(1)
     show = lambda tokenizer, tokens: [tokenizer.decode([token]).replace(" ", "␣") or "end" for token in tokens.tolist()]
     columns = show(reader, reading)
     rows = show(writer, np.append(written[1:], writer.end))

@@ -58,9 +58,9 @@ class ImageProcessor:
     resample: Resample = "bicubic"
     """The filter of PIL, which widens it when an image shrinks (antialiasing)."""
     fit: Fit = "squash"
-    """`squash` changes the aspect ratio; `crop` scales the shorter side and cuts out the centre."""
+    """`squash` changes the aspect ratio; `crop` scales both sides alike and cuts out the centre."""
     shorter_side: int | None = None
-    """What `crop` scales the shorter side to; where it is not given, the larger side of `size`."""
+    """What `crop` scales the shorter side to, as published processors say it; where it is not given, an image is scaled until it just covers `size`."""
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
@@ -126,9 +126,12 @@ class ImageProcessor:
         if self.fit == "squash":
             return _resize(image, self.size, self.resample)
         height, width = image.shape[:2]
-        # The longer side is rounded down, as torchvision and Hugging Face do; the integer division keeps it exact.
-        side, short = self.shorter_side or max(self.size), min(height, width)
-        image = _resize(image, (side * height // short, side * width // short), self.resample)
+        if self.shorter_side:
+            up, down = self.shorter_side, min(height, width)
+        else:
+            up, down = max(zip(self.size, (height, width)), key=lambda sides: sides[0] / sides[1])
+        # The other side is rounded down, as torchvision and Hugging Face do; the integer division keeps it exact.
+        image = _resize(image, (up * height // down, up * width // down), self.resample)
         top, left = ((have - want) // 2 for have, want in zip(image.shape, self.size))
         return image[top : top + self.size[0], left : left + self.size[1]]
 

@@ -4,6 +4,7 @@ import datetime
 import functools
 import gzip
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,10 @@ class Pairs:
         return [target for _, target in self.pairs]
 
 
-def open_pairs(spec: str, split: Split, source: str, target: str, *, data_dir: str = "") -> Pairs:
+def open_pairs(spec: str, split: Split, source: str, target: str, *, data_dir: str = "", part: str = "") -> Pairs:
     """The pairs that `spec` names, from the language `source` to `target`, both by codes as "en" and "de".
 
-    `builtin:cldr` (see `cldr_pairs`); `tfds:NAME[/CONFIG]` with a text for each language; `folder:PATH` with files `train.en`, `train.de` and, held out, `val.en`, `val.de` (or test, dev …), a sentence a line and the same lines in both, plain or as `.gz`; `folder:PATH/NAME` names such a pair of files itself.
+    `builtin:cldr` (see `cldr_pairs`); `tfds:NAME[/CONFIG]` with a text for each language; `folder:PATH` with files `train.en`, `train.de` and, held out, `val.en`, `val.de` (or test, dev …), a sentence a line and the same lines in both, plain or as `.gz`; `folder:PATH/NAME` names such a pair of files itself, and what is held out of `folder:PATH/train` lies beside it. `part`, where given, is another part of the same data instead of the split: a pair of files in the folder, by their name without a language, or a split that TFDS has.
 
     Raises `UserError` for anything else, and for data that is missing, empty, no UTF-8 or of different numbers of lines.
     """
@@ -57,21 +58,25 @@ def open_pairs(spec: str, split: Split, source: str, target: str, *, data_dir: s
         raise UserError(f"--source and --target are both {source!r}: there is nothing to translate")
     kind, _, name = spec.partition(":")
     match kind, name:
+        case "builtin", "cldr" if part:
+            raise UserError(f"{spec} has no part {part!r}: only folder:PATH and tfds:NAME have further parts")
         case "builtin", "cldr":
             return cldr_pairs(split, source, target)
         case "builtin", _:
             raise unknown("built-in set of sentences", name, ("cldr",))
         case "tfds", str(name) if name:
-            return _prepared(name, split, source, target, data_dir)
+            return _prepared(name, split, part, source, target, data_dir)
         case "folder", str(name) if name:
-            return read_pairs(_stem(Path(name).expanduser(), split, source, target), source, target)
+            path = Path(name).expanduser()
+            stem = (path if path.is_dir() else path.parent) / part if part else _stem(path, split, source, target)
+            return read_pairs(stem, source, target)
     raise UserError(
         f"--data {spec!r} is no set of sentences: give builtin:cldr, tfds:NAME or folder:PATH with files train.{source} and train.{target}"
     )
 
 
-def _prepared(name: str, split: Split, source: str, target: str, data_dir: str) -> Pairs:
-    prepared = TFDS(name, split, data_dir)
+def _prepared(name: str, split: Split, part: str, source: str, target: str, data_dir: str) -> Pairs:
+    prepared = TFDS(name, split, data_dir, part)
     text = lambda value: value.decode() if isinstance(value, bytes) else str(value)
     examples = [prepared[index] for index in range(len(prepared))]
     if not examples or not {source, target} <= examples[0].keys():
@@ -83,7 +88,9 @@ def _prepared(name: str, split: Split, source: str, target: str, data_dir: str) 
 def _stem(path: Path, split: Split, source: str, target: str) -> Path:
     """What the two files of a split are called without their languages."""
     if not path.is_dir():
-        return path
+        if split == "train" or path.name != "train":
+            return path
+        path = path.parent
     names = ("train",) if split == "train" else HELD_OUT_NAMES
     for name in names:
         if all(_file(path / name, language) for language in (source, target)):
@@ -114,7 +121,7 @@ def read_pairs(stem: Path, source: str, target: str) -> Pairs:
             sides.append([line.strip() for line in content.decode("utf-8-sig").removesuffix("\n").split("\n")])
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is no text in UTF-8 (byte {error.start}): convert it") from None
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
     if len(sides[0]) != len(sides[1]):
         raise UserError(
@@ -208,6 +215,8 @@ def _phrases(random: np.random.Generator, locales: Sequence[Any], territories: S
 class Packed:
     """A source of rows with several pairs each, one after the other, as many as fit into `length` source and `length` target tokens (Krell et al. 2021): sentences of all lengths in one shape with little padding.
 
+    The paper's batches are of sentences of similar length (Vaswani et al. 2017, section 5.1). Packing does the same against padding, and needs one shape, which is compiled once, and no buffer of sentences that wait for others of their length: a batch depends on its number alone, which an exact resume needs. Of the experiment's rows of CLDR 96 % is filled, of Multi30k 92 %.
+
     `source[i]` is a dict of arrays of `length` tokens: `source`, each sentence with its `end`; `target`, each with `start` before it; `labels`, the token that comes next, `end` at last; and the numbers of the pairs in the row, from 1, `source_segments` and `target_segments`, 0 where `pad` is. Which pairs share a row is decided once, in an order that depends on their number alone. Pairs that are longer are left out, `dropped` of them. Raises `UserError` if there is no shorter one.
     """
 
@@ -224,6 +233,8 @@ class Packed:
             raise UserError(f"none of {len(pairs)} pairs has at most {length} tokens on either side: give a longer --length")
         self.filled = float(sizes[(sizes <= length).all(1)].sum() / (2 * length * len(self.rows)))
         """The share of tokens that is no padding."""
+        self.target_tokens = float(sizes[(sizes <= length).all(1), 1].sum() / len(self.rows))
+        """Of a row, on average."""
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -102,9 +102,9 @@ class Digits:
 
 
 class TFDS:
-    """A data set prepared by TensorFlow Datasets in array_record format, read without TensorFlow."""
+    """A data set prepared by TensorFlow Datasets in array_record format, read without TensorFlow: the split `part`, where it is named, or else what is called `train`, or `validation` or `test`."""
 
-    def __init__(self, name: str, split: Split, data_dir: str):
+    def __init__(self, name: str, split: Split, data_dir: str, part: str = ""):
         import tensorflow_datasets as tfds  # Not everybody needs it.
 
         where = data_dir or "TFDS' default folder"
@@ -115,11 +115,14 @@ class TFDS:
             raise UserError(
                 f"TFDS has no data set {name!r} in {where} ({_first_line(error)}): see --data-dir and its catalog"
             ) from None
-        wanted = next((s for s in (("train",) if split == "train" else ("validation", "test")) if s in available), None)
+        names = (part,) if part else ("train",) if split == "train" else ("validation", "test")
+        wanted = next((name for name in names if name in available), None)
+        if part and available and not wanted:
+            raise unknown(f"split of TFDS {name!r}", part, available)
         if wanted is None:
             prepare = f"python -c \"import tensorflow_datasets as t; t.builder('{name}', file_format='array_record').download_and_prepare()\""
             raise UserError(
-                f"TFDS {name!r} has no {split} split in {where}: give --data-dir, or prepare it: pip install 'jaxdl[prepare]', then {prepare}"
+                f"TFDS {name!r} has no {part or split} split in {where}: give --data-dir, or prepare it: pip install 'jaxdl[prepare]', then {prepare}"
             )
         try:
             self._source = builder.as_data_source(wanted)

@@ -16,6 +16,8 @@ from jaxtyping import Int, Int32
 from jaxdl.errors import UserError
 
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
+_MARKS_ARE_TEXT = "split_special_tokens"
+"""transformers' name in `tokenizer_config.json` for reading a mark that stands in a text, such as "</s>" in HTML, as the characters it is written with. Tokenizers that are made here do; published ones do what their file says, most of them not."""
 _FILES = ("spiece.model", "tokenizer.json")
 """Where a published directory has both, the first is what the model was trained with, the second a conversion of it."""
 
@@ -48,7 +50,7 @@ class Tokenizer(abc.ABC):
         return rows
 
     def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
-        """The tokens of each text and nothing else: no end, no padding."""
+        """The tokens of each text, without an end and without padding. What a published tokenizer puts before a text, as Gemma's `<bos>`, is there."""
         return [np.asarray(ids, np.int32) for ids in self._encode(list(texts))]
 
     def decode(self, ids: Int[np.ndarray, "T"] | Sequence[int]) -> str:
@@ -95,7 +97,7 @@ class Tokenizer(abc.ABC):
         model.post_processor = tokenizers.processors.TemplateProcessing(
             single=f"$A {_END}", special_tokens=[(_END, model.token_to_id(_END))]
         )
-        return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, "unk_token": _UNKNOWN})
+        return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, "unk_token": _UNKNOWN, _MARKS_ARE_TEXT: True})
 
     @staticmethod
     def of_characters(texts: Iterable[str]) -> "Tokenizer":
@@ -109,7 +111,7 @@ class Tokenizer(abc.ABC):
         model.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
         model.decoder = tokenizers.decoders.Fuse()
         model.add_special_tokens(marks[:2])
-        return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, "unk_token": marks[2]})
+        return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, "unk_token": marks[2], _MARKS_ARE_TEXT: True})
 
     @staticmethod
     def of_bytes(texts: Iterable[str], vocabulary: int = 4096) -> "Tokenizer":
@@ -129,7 +131,7 @@ class Tokenizer(abc.ABC):
             show_progress=False,
         )
         model.train_from_iterator(texts, trainer)
-        return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END})
+        return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, _MARKS_ARE_TEXT: True})
 
     @staticmethod
     def load(path: str | os.PathLike) -> "Tokenizer":
@@ -177,11 +179,16 @@ class _WordPieces(Tokenizer):
     def __init__(self, model: tokenizers.Tokenizer, config: dict):
         model.no_padding()
         model.no_truncation()
+        model.encode_special_tokens = config.get(_MARKS_ARE_TEXT, False)
         self.model, self.config, self.vocabulary = model, config, model.get_vocab_size()
         self.length = _published_length(config)
         self.end = self._mark("eos_token", (_END, "<eos>", "[SEP]", "<|endoftext|>"))
         self.pad = self._mark("pad_token", (_PAD, "[PAD]", "<|endoftext|>"), self.end)
         self.lower_case = config.get("do_lower_case", config.get("tokenizer_class", "").startswith("Siglip2"))
+
+    def __reduce__(self) -> tuple:
+        """Made anew where it is sent: the library pickles a tokenizer without `encode_special_tokens`."""
+        return _WordPieces, (self.model, self.config)
 
     def save(self, directory: str | os.PathLike) -> None:
         Path(directory).mkdir(parents=True, exist_ok=True)

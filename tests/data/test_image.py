@@ -2,6 +2,7 @@
 
 import io
 import json
+from unittest import mock
 
 import chex
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from jaxdl.data import image as images
 from jaxdl.data.image import PRESETS, ImageProcessor, decode, random_crop, random_flip, random_resized_crop
 from jaxdl.data.sources import open_source
 from jaxdl.errors import UserError
@@ -177,7 +179,21 @@ def test_shrinking_averages_rather_than_skips():
 def test_an_image_of_the_right_size_is_not_resampled(monkeypatch):
     monkeypatch.setattr(Image, "fromarray", lambda *_: pytest.fail("PIL was called"))
     for name in PRESETS:
-        chex.assert_trees_all_equal(ImageProcessor.preset(name, 32).resize(noise(32, 32)), noise(32, 32))
+        for size in ((32, 32), (8, 12), (12, 8)):
+            chex.assert_trees_all_equal(ImageProcessor.preset(name, size).resize(noise(*size)), noise(*size))
+
+
+@quick
+@given(sides, sides, sides, sides)
+def test_cropping_loses_no_more_than_the_aspect_ratio_asks_for(height, width, high, wide):
+    """The picture is scaled until it covers the size, and no further: one side of it is shown whole."""
+    scaled = []
+    with mock.patch.object(
+        images, "_resize", lambda picture, size, resample: scaled.append(size) or np.zeros((*size, 3), np.uint8)
+    ):
+        ImageProcessor.preset("clip", (high, wide)).resize(noise(height, width))
+    ((up, across),) = scaled
+    assert up >= high and across >= wide and (up == high or across == wide)
 
 
 @quick

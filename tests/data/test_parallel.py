@@ -55,6 +55,9 @@ def test_a_folder_is_read_plain_or_compressed_line_by_line(tmp_path):
     assert open_pairs(spec, "train", "en", "de").pairs == [("one", "eins"), ("two\u2028lines", "zwei"), ("three", "drei")]
     assert open_pairs(spec, "test", "de", "en")[0] == {"source": "vier", "target": "four", "kind": ""}
     assert open_pairs(f"{spec}/extra", "test", "en", "de").pairs == [("five", "fünf")]
+    assert open_pairs(f"{spec}/train", "test", "en", "de").pairs == open_pairs(spec, "test", "en", "de").pairs
+    for data in (spec, f"{spec}/train"):
+        assert open_pairs(data, "test", "en", "de", part="extra").pairs == [("five", "fünf")]
 
 
 def test_multi30k_has_the_pairs_that_are_published(shared):
@@ -66,8 +69,8 @@ def test_multi30k_has_the_pairs_that_are_published(shared):
 
 def test_prepared_sets_are_read_by_language(monkeypatch):
     class Prepared:
-        def __init__(self, name, split, data_dir):
-            self.rows = [{"en": b"one", "de": "eins"}]
+        def __init__(self, name, split, data_dir, part):
+            self.rows = [{"en": b"two", "de": "zwei"} if part == "newstest" else {"en": b"one", "de": "eins"}]
 
         def __len__(self):
             return len(self.rows)
@@ -77,6 +80,7 @@ def test_prepared_sets_are_read_by_language(monkeypatch):
 
     monkeypatch.setattr(parallel, "TFDS", Prepared)
     assert open_pairs("tfds:wmt/de-en", "train", "de", "en").pairs == [("eins", "one")]
+    assert open_pairs("tfds:wmt/de-en", "test", "de", "en", part="newstest").pairs == [("zwei", "two")]
     with pytest.raises(UserError, match="has en, de"):
         open_pairs("tfds:wmt/de-en", "train", "de", "fr")
 
@@ -101,8 +105,10 @@ def test_what_is_missing_or_wrong_is_refused_by_name(tmp_path):
     (tmp_path / "train.de").write_bytes(b"\xff\xfe")
     refused(spec, r"no text in UTF-8 \(byte 0\)")
     (tmp_path / "train.de").unlink()
-    (tmp_path / "train.de.gz").write_bytes(b"no gzip")
-    refused(spec, "cannot be read")
+    packed = gzip.compress(b"eins\nzwei\n" * 100)
+    for broken in (b"no gzip", packed[:20], packed[:12] + b"\xff" * 9 + packed[21:]):
+        (tmp_path / "train.de.gz").write_bytes(broken)
+        refused(spec, r"train\.de\.gz cannot be read .*: fetch it again")
 
 
 sizes = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), max_size=40)
@@ -128,7 +134,7 @@ def test_packing_leaves_little_padding():
 def test_a_row_holds_its_pairs_one_after_the_other():
     pairs = [(np.array([5, 6]), np.array([7])), (np.array([8]), np.array([9, 10, 11])), (np.arange(9), np.arange(9))]
     packed = Packed(pairs, 8, start=1, end=2, pad=0)
-    assert (len(packed), packed.dropped, packed.filled) == (1, 1, 11 / 16)
+    assert (len(packed), packed.dropped, packed.filled, packed.target_tokens) == (1, 1, 11 / 16, 6)
     (order,) = packed.rows
     row = {name: array.tolist() for name, array in packed[0].items()}
     parts = {

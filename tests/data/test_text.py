@@ -104,6 +104,27 @@ def test_the_tokenizers_library_reads_what_is_saved(tmp_path):
         assert trained([text], len(ids))[0].tolist() == ids
 
 
+MARKED = "a</s>b <pad> <unk> </s>"
+
+
+@pytest.mark.parametrize("make", [Tokenizer.of_characters, Tokenizer.of_bytes, Tokenizer.train])
+def test_marks_that_are_written_in_a_text_are_text(make, tmp_path):
+    made = make([MARKED])
+    made.save(tmp_path)
+    for tokenizer in (made, Tokenizer.load(tmp_path), pickle.loads(pickle.dumps(made))):
+        row = tokenizer([MARKED], 60)[0]
+        assert tokenizer.decode(row) == MARKED and not {tokenizer.pad, tokenizer.end} & set(
+            tokenizer.encode([MARKED])[0].tolist()
+        )
+
+
+@quick
+@given(st.lists(anything | st.sampled_from(["</s>", "<pad>"]), max_size=5).map("".join))
+def test_bytes_and_known_characters_come_back_unchanged(text):
+    for tokenizer in (Tokenizer.of_bytes([], 258), Tokenizer.of_characters(["x", text])):
+        assert tokenizer.decode(tokenizer([text], 2000)[0]) == text
+
+
 def test_a_data_worker_can_be_sent_a_tokenizer():
     chex.assert_trees_all_equal(pickle.loads(pickle.dumps(trained))(TEXTS, 20), trained(TEXTS, 20))
 
@@ -128,6 +149,7 @@ def test_a_published_json_keeps_its_marks(tmp_path):
     tokenizer = Tokenizer.load(published_json(tmp_path))
     assert (tokenizer.pad, tokenizer.end, tokenizer.length) == (0, 1, None)
     assert tokenizer(["a b", "a b a b a b", ""], 5).tolist() == [[2, 4, 5, 1, 0], [2, 4, 5, 4, 1], [2, 1, 0, 0, 0]]
+    assert [ids.tolist() for ids in tokenizer.encode(["a b"])] == [[2, 4, 5]]
 
 
 def test_the_configuration_beside_it_has_its_say(tmp_path):

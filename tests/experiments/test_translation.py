@@ -11,6 +11,7 @@ import pytest
 from tiny_siglip import ROOT
 
 from experiments import translation
+from jaxdl import launch
 from jaxdl.errors import UserError
 from jaxdl.metrics import bleu
 from jaxdl.training import Execution
@@ -49,42 +50,70 @@ def test_two_steps_leave_what_a_run_leaves_and_the_finished_model_answers(tmp_pa
     assert "tok:13a" in written.splitlines()[0] and written.count("\nhuman ") == 5
     again = run("--test=extra", "--ask", "the dog sees a cat")
     assert again.returncode == 0, again.stderr
-    assert "the dog sees a cat\n  → " in again.stdout
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["parameters_sha256"] == result["parameters_sha256"]
+    assert "the dog sees a cat\n  → " in again.stdout and "bleu" not in again.stdout
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
 
 
-def test_it_runs_with_other_settings(tmp_path, folder):
+def test_it_runs_with_other_settings_and_counts_what_is_too_long(tmp_path, folder, capsys):
+    for language in ("en", "de"):
+        with (tmp_path / f"val.{language}").open("a") as file:
+            file.write("\n" + "long " * 40)
     how = dict(norm_first=True, scan_layers=True, attention="flash", beam=0, optimizer="adamw", decay="inverse_sqrt")
     result = translation.main(translation.Config(data=folder, **TINY | how), tmp_path / "run", Execution())
     assert np.isfinite(result["metrics"]["validation_loss"])
+    assert "are left out, and 1 of the 6 held-out ones, which are translated all the same" in capsys.readouterr().out
+    assert (tmp_path / "run" / "translations.txt").read_text().count("\nhuman ") == 6
 
 
 def test_the_loss_does_not_see_padding_and_smooths_the_rest():
-    config = translation.Config(**TINY)
     module = translation.EncoderDecoder(20, 8, translation.Stack(1, 2, 8), translation.Stack(1, 2, 8))
     random = np.random.default_rng(0)
     batch = {name: jnp.asarray(random.integers(1, 20, (2, 6))) for name in ("source", "target", "labels")}
     segments = jnp.asarray([[1, 1, 1, 2, 2, 0], [1, 1, 0, 0, 0, 0]])
     batch |= dict(source_segments=segments, target_segments=segments)
     params = module.init(jax.random.key(0), batch["source"], batch["target"])["params"]
-    value, _ = translation.loss(module, 0.1, params, {}, batch, jax.random.key(0))
+    loss = lambda batch: translation.loss(module, 0.1, 4.0, params, {}, batch, jax.random.key(0))[0]
     out = module.apply({"params": params}, batch["source"], batch["target"], source_segments=segments, target_segments=segments)
     logits = np.asarray(out.logits, np.float64)
-    expected = []
+    each = []
     for row in range(2):
-        each = []
         for place in range(6):
             if segments[row, place]:
                 target = np.full(20, 0.1 / 20)
                 target[batch["labels"][row, place]] += 0.9
                 scores = logits[row, place]
                 each.append(-(target * (scores - np.log(np.exp(scores).sum()))).sum())
-        expected.append(np.mean(each))
-    np.testing.assert_allclose(value, np.mean(expected), rtol=1e-5)
+    np.testing.assert_allclose(loss(batch), np.sum(each) / (2 * 4.0), rtol=1e-5)
+    halves = [{name: values[row : row + 1] for name, values in batch.items()} for row in range(2)]
+    np.testing.assert_allclose(np.mean([loss(half) for half in halves]), loss(batch), rtol=1e-6)
     hidden = dict(batch, labels=jnp.where(segments > 0, batch["labels"], 7), target=jnp.where(segments > 0, batch["target"], 7))
-    np.testing.assert_array_equal(translation.loss(module, 0.1, params, {}, hidden, jax.random.key(0))[0], value)
+    np.testing.assert_array_equal(loss(hidden), loss(batch))
     assert translation.losses(module, {"params": params}, batch)[:, 1].tolist() == [5, 2]
-    assert config.smoothing == 0.1
+
+
+def test_the_pictures_show_how_each_block_of_the_decoder_looks_at_the_source():
+    """A query of zeros looks everywhere alike: in the cross-attention of one block, and in the picture of that block alone."""
+    stacks = translation.Stack(2, 2, 8), translation.Stack(3, 2, 8)
+    module = translation.EncoderDecoder(20, 8, *stacks)
+    source, target = jnp.arange(1, 6)[None], jnp.arange(1, 5)[None]
+    params = module.init(jax.random.key(0), source, target)["params"]
+    for block in range(3):
+        query = params["decoder"][f"block_{block}"]["cross_attention"]["query"]
+        blind = {**params["decoder"][f"block_{block}"]["cross_attention"], "query": jax.tree.map(jnp.zeros_like, query)}
+        decoder = {**params["decoder"], f"block_{block}": {**params["decoder"][f"block_{block}"], "cross_attention": blind}}
+        shown = translation.cross_attention(module, {**params, "decoder": decoder}, source, target)
+        assert shown.shape == (3, 1, 2, 4, 5)
+        assert [bool(np.allclose(each, 1 / 5)) for each in shown] == [other == block for other in range(3)]
+
+
+def test_a_variant_has_the_papers_dropout_unless_another_is_given():
+    """Vaswani et al. 2017, table 3."""
+    tokenizer = translation.Tokenizer.of_bytes([], 258)
+    dropout = lambda **how: translation.build(translation.Config(**how), tokenizer)[0].dropout
+    assert (dropout(variant="base"), dropout(variant="big"), dropout()) == (0.1, 0.3, 0.0)
+    assert dropout(variant="big", dropout=0.0) == 0.0
+    flags = ["--workdir=run", "--variant=big", "--dropout=0.2"]
+    assert launch.parse(translation.EXPERIMENT, flags)[0].dropout == 0.2
 
 
 def test_the_learning_rate_follows_the_paper():
@@ -107,15 +136,20 @@ def test_bleu_is_that_of_its_definition():
     [
         (dict(data="builtin:cldrr"), "did you mean 'cldr'"),
         (dict(test="more"), "there is no file .*more.en"),
-        (dict(data="builtin:cldr", test="more"), "give --data folder:PATH"),
+        (dict(data="builtin:cldr", test="more"), "builtin:cldr has no part 'more'"),
         (dict(length=2), "none of 30 pairs"),
         (dict(num_heads=3), "cannot be split into 3 heads"),
         (dict(init="/nowhere"), "there is no directory /nowhere"),
         (dict(target="en"), "nothing to translate"),
         (dict(ask=(" ",)), "--ask wants sentences"),
-        (dict(smoothing=1.0), "--smoothing"),
+        (dict(label_smoothing=1.0), "--label-smoothing"),
     ],
 )
 def test_bad_input_is_refused(tmp_path, folder, how, message):
     with pytest.raises(UserError, match=message):
         translation.main(translation.Config(**dict(data=folder, **TINY) | how), tmp_path / "run", Execution())
+
+
+def test_what_is_learned_is_not_measured_on(tmp_path, folder):
+    with pytest.raises(UserError, match=r"extra would be learned and measured on: .*--eval-data"):
+        translation.main(translation.Config(data=f"{folder}/extra", **TINY), tmp_path / "run", Execution())

@@ -109,13 +109,15 @@ def test_a_saved_tokenizer_is_the_published_one(published, tmp_path):
     )
 
 
-def test_transformers_reads_a_trained_tokenizer(tmp_path):
-    texts = ["A red circle left of a blue square.", "two green rings", "one  triangle!"]
-    ours = Tokenizer.train(texts, vocabulary=64)
+@pytest.mark.parametrize("make", [Tokenizer.train, Tokenizer.of_characters, Tokenizer.of_bytes])
+def test_transformers_reads_a_tokenizer_that_was_made_here(make, tmp_path):
+    texts = ["A red circle left of a blue square.", "two green rings", "one  triangle!", "<p>it ends with </s> and <pad></p>"]
+    ours = make(texts)
     ours.save(tmp_path)
     theirs = tokenizers_backend.TokenizersBackend.from_pretrained(str(tmp_path))
-    expected = theirs(texts, padding="max_length", max_length=40, return_tensors="np")["input_ids"]
-    np.testing.assert_array_equal(ours(texts, 40), expected)
+    for text, expected, row in zip(texts, theirs(texts)["input_ids"], ours(texts, 80)):
+        assert row[: len(expected)].tolist() == expected, text
+        assert row[len(expected)] in (ours.end, ours.pad)
 
 
 def test_both_processors_come_from_one_directory(published, tmp_path):
