@@ -160,7 +160,9 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Config, Pat
     """The config, the working directory, the manner of execution and the other processes that the flags say. Raises `UserError`."""
     config_class = experiment.config_class
     preset = _preset(experiment, arguments)
-    groups = {_group_name(experiment, owner): fields for owner, fields in _fields_by_owner(config_class).items()}
+    groups: dict[str, list[dataclasses.Field]] = {}
+    for owner, fields in _fields_by_owner(config_class).items():
+        groups.setdefault(_group_name(experiment, owner), []).extend(fields)
 
     def group(name: str, fields: list[dataclasses.Field], default: Any, help_from: type) -> tuple[str, Any, Any]:
         hints, texts = get_type_hints(help_from, include_extras=True), _field_help(help_from)
@@ -245,7 +247,8 @@ def _fields_by_owner(config_class: type[Config]) -> dict[type, list[dataclasses.
 
 
 def _group_name(experiment: Experiment, owner: type) -> str:
-    return experiment.name if owner is experiment.config_class else owner.__name__.lower()
+    """The experiment's own fields are together, those too that it has from another experiment."""
+    return owner.__name__.lower() if owner.__module__ == __name__ else experiment.name
 
 
 @functools.lru_cache
