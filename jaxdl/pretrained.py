@@ -28,8 +28,10 @@ from jaxtyping import Array, PyTree
 
 import jaxdl.models
 from jaxdl.data.image import ImageProcessor
+from jaxdl.data.paligemma import TextProcessor
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError, unknown
+from jaxdl.nn import stack_blocks
 from jaxdl.weights import convert
 
 _PROCESSORS = ("*.json", "spiece.model", "*.spm")
@@ -37,28 +39,42 @@ _WEIGHTS = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 
 
 def load(
-    path_or_hub_name: str | os.PathLike, *, param_dtype: DTypeLike | None = None, **changes: Any
+    path_or_hub_name: str | os.PathLike,
+    expected: type[nn.Module] = nn.Module,
+    *,
+    param_dtype: DTypeLike | None = None,
+    scan: bool = False,
+    **changes: Any,
 ) -> tuple[nn.Module, PyTree[Array]]:
-    """The published model in a directory, or of a name such as "google/siglip-base-patch16-224" on the Hugging Face hub.
+    """The published model in a directory, or of a name such as "google/siglip-base-patch16-224" on the Hugging Face hub: a module of the class `expected`, and its parameters.
 
-    Parameters have `param_dtype`, or else the type they are stored in. `changes` are fields of the module that are no matter of the weights: `dtype` to compute in, `attention`, `dropout`. Raises `UserError` if there is no such model, its family or one of its settings is unknown here, or a tensor is missing, left over, or has another shape.
+    Parameters have `param_dtype`, or else the type they are stored in; with `scan` those of a model's blocks are stacked, as its field `scan` has them. `changes` are other fields of the module that are no matter of the weights: `dtype` to compute in, `attention`, `dropout`, `remat`. Raises `UserError` if there is no such model, it is another than expected, its family or one of its settings is unknown here, or a tensor is missing, left over, or has another shape.
     """
     directory = _fetch(path_or_hub_name, _WEIGHTS)
     config = _read_json(directory / "config.json")
     family = _family(config, directory)
     try:
         module, inputs = family.from_config(config, **changes)
+        if not isinstance(module, expected):
+            raise UserError(f"the weights are those of a {type(module).__name__}: give those of a {expected.__name__}")
         shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
         table = family.PUBLISHED(config) if callable(family.PUBLISHED) else family.PUBLISHED
-        return module, convert(_Tensors(_weight_files(directory)), table, shapes, param_dtype)
+        files = _weight_files(directory)
+        if not files:
+            raise _no_weights(path_or_hub_name, directory)
+        params = convert(_Tensors(files), table, shapes, param_dtype)
     except UserError as error:
-        raise UserError(f"{directory}: {error}") from error
+        raise UserError(f"{path_or_hub_name}: {error}") from error
+    return (family.from_config(config, scan=True, **changes)[0], stack_blocks(params)) if scan else (module, params)
 
 
-def load_processors(path_or_hub_name: str | os.PathLike) -> tuple[ImageProcessor, Tokenizer]:
-    """What turns images and texts into a published model's inputs. Raises `UserError` where `load` does, and if either is missing."""
+def load_processors(path_or_hub_name: str | os.PathLike) -> tuple[ImageProcessor, Tokenizer | TextProcessor]:
+    """What turns images and texts into a published model's inputs: for PaliGemma, whose texts are questions and answers, a `TextProcessor`. Raises `UserError` where `load` does, and if either is missing."""
     directory = _fetch(path_or_hub_name, _PROCESSORS)
-    return ImageProcessor.from_pretrained(directory), Tokenizer.load(directory)
+    config = directory / "config.json"
+    questions = config.is_file() and _read_json(config).get("model_type") == "paligemma"
+    texts = TextProcessor.from_pretrained(directory) if questions else Tokenizer.load(directory)
+    return ImageProcessor.from_pretrained(directory), texts
 
 
 def load_image_processor(path_or_hub_name: str | os.PathLike) -> ImageProcessor:
@@ -101,7 +117,7 @@ class _Tensors(Mapping[str, np.ndarray]):
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    """One file, or the shards that the index lists."""
+    """One file, or the shards that the index lists, or nothing."""
     whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if whole.is_file():
         return [whole]
@@ -110,26 +126,40 @@ def _weight_files(directory: Path) -> list[Path]:
         if foreign := [name for name in names if Path(name).name != name]:
             raise UserError(f"{index.name} points out of its directory ({foreign[0]}): fetch it again")
         return [directory / name for name in sorted(names)]
-    if pickles := sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in directory.glob(pattern)):
-        raise UserError(
-            f"{pickles[0]} is a pickle, which can run any code and is not read here: "
-            "fetch model.safetensors, or write it with transformers: from_pretrained(...).save_pretrained(...)"
-        )
-    raise UserError("there is no model.safetensors: fetch the weights, sharded ones with their model.safetensors.index.json")
+    return []
+
+
+def _no_weights(path_or_hub_name: str | os.PathLike, directory: Path) -> UserError:
+    """The error for a model without safetensors. A pickle is named with what writes them; those on the hub are never fetched, so that it is asked for their names."""
+    name = str(path_or_hub_name)
+    if local := Path(name).expanduser().is_dir():
+        names, name, written = [file.name for file in directory.iterdir()], f"{directory}", f"{directory}"
+    else:
+        written = name.rpartition("/")[2]
+        try:
+            names = huggingface_hub.list_repo_files(name)
+        except Exception:  # The client lets through what several HTTP libraries raise.
+            names = []
+    pickles = sorted(file for file in names if file.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    if not pickles:
+        return UserError("there is no model.safetensors: fetch the weights, sharded ones with their model.safetensors.index.json")
+    fetch = "" if local else f"h.snapshot_download({name!r}, local_dir={written!r}, allow_patterns={list(_PROCESSORS)}); "
+    model = f"getattr(t, t.AutoConfig.from_pretrained({name!r}).architectures[0]).from_pretrained({name!r})"
+    return UserError(
+        f"there is no model.safetensors, and {pickles[0]} is a pickle, which can run any code and is not read here: "
+        f'with torch and transformers, python -c "import huggingface_hub as h, transformers as t; {fetch}{model}.save_pretrained({written!r})" '
+        f"writes {written}/model.safetensors; then give {written}"
+    )
 
 
 def _family(config: dict, directory: Path) -> ModuleType:
-    """The file of `jaxdl/models` that `model_type` names."""
-    families = [module.name for module in pkgutil.iter_modules(jaxdl.models.__path__)]
+    """The file of `jaxdl/models` that `model_type` names, if weights are published for it."""
+    files = (importlib.import_module(f"jaxdl.models.{file.name}") for file in pkgutil.iter_modules(jaxdl.models.__path__))
+    families = {file.__name__.rpartition(".")[2]: file for file in files if hasattr(file, "PUBLISHED")}
     given = str(config.get("model_type")).replace("-", "_")
     if given not in families:
         raise unknown(f"model family for {directory}, the model_type in its config.json", given, families)
-    family = importlib.import_module(f"jaxdl.models.{given}")
-    if not hasattr(family, "PUBLISHED"):
-        raise UserError(
-            f"{directory} holds a model of type {given}, for which published weights cannot be read: train it instead"
-        )
-    return family
+    return families[given]
 
 
 def _fetch(path_or_hub_name: str | os.PathLike, patterns: Sequence[str]) -> Path:

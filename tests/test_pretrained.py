@@ -13,8 +13,10 @@ from flax.traverse_util import flatten_dict
 from published_siglip import CONFIG, published_shapes, write_published_siglip
 
 from jaxdl import pretrained
+from jaxdl.data.paligemma import TextProcessor
+from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
-from jaxdl.models import siglip
+from jaxdl.models import clip, siglip
 from jaxdl.weights import Table, convert, dense, norm, packed_attention, scalar, unchanged
 
 
@@ -87,11 +89,17 @@ def test_a_broken_configuration_is_named(directory):
             pretrained.load(directory)
 
 
-@pytest.mark.parametrize("model_type", ["siglipp", "../siglip", "os", None, 3])
-def test_an_unknown_family_is_named_with_those_there_are(directory, model_type):
+@pytest.mark.parametrize("model_type", ["siglipp", "../siglip", "os", None, 3, "mlp", "gemma", "lenet"])
+def test_an_unknown_family_is_named_with_those_that_are_published(directory, model_type):
     (directory / "config.json").write_text(json.dumps({"model_type": model_type}))
-    with pytest.raises(UserError, match=r"model family.*choose one of .*siglip"):
+    with pytest.raises(UserError, match=r"model family.*choose one of clip, gpt2, marian, paligemma, siglip, vit$"):
         pretrained.load(directory)
+
+
+def test_another_model_than_is_expected_is_refused_by_name(directory):
+    pretrained.load(directory, siglip.SigLIP)
+    with pytest.raises(UserError, match="the weights are those of a SigLIP: give those of a CLIP"):
+        pretrained.load(directory, clip.CLIP)
 
 
 def test_a_pickle_is_not_read_and_the_mend_is_named(directory):
@@ -101,6 +109,20 @@ def test_a_pickle_is_not_read_and_the_mend_is_named(directory):
     (directory / "pytorch_model.bin").write_bytes(b"anything")
     with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle.*save_pretrained"):
         pretrained.load(directory)
+
+
+def test_a_model_that_the_hub_has_as_a_pickle_only_is_named_with_the_mend(directory, monkeypatch):
+    """Of opus-mt's models, and CLIP's smaller ones, it has no safetensors."""
+    (directory / "model.safetensors").unlink()
+    files = ["config.json", "pytorch_model.bin", "source.spm", "tf_model.h5"]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(directory))
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: files)
+    named = r"^OWNER/MODEL: there is no model\.safetensors, and pytorch_model\.bin is a pickle.*'OWNER/MODEL'.*; then give MODEL$"
+    with pytest.raises(UserError, match=named):
+        pretrained.load("OWNER/MODEL")
+    files.remove("pytorch_model.bin")
+    with pytest.raises(UserError, match=r"there is no model\.safetensors: fetch the weights"):
+        pretrained.load("OWNER/MODEL")
 
 
 def test_a_truncated_file_is_named(directory):
@@ -131,6 +153,16 @@ def test_every_row_of_the_table_is_needed():
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     sources = {siglip.PUBLISHED.source(path)[0] for path in flatten_dict(shapes, sep="/")}
     assert sources == set(published_shapes())
+
+
+def test_paligemmas_texts_are_questions_and_answers(tmp_path):
+    TextProcessor.extending(Tokenizer.train(["a red ring"], vocabulary=60), patches=9).save(tmp_path)
+    images = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 12, "width": 12}, "image_seq_length": 4}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
+    assert isinstance(pretrained.load_processors(tmp_path)[1], Tokenizer)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "paligemma"}))
+    process, texts = pretrained.load_processors(tmp_path)
+    assert process.size == (12, 12) and texts(["a ring"], ["red"]).tokens[0, :5].tolist() == [texts.image] * 4 + [texts.start]
 
 
 class Conversion(chex.TestCase):
