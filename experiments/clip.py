@@ -44,7 +44,7 @@ PRESETS = {
     "b32_224": dataclasses.replace(_PAPER, preset="b32_224", variant="B/32"),
     "b16_224": dataclasses.replace(_PAPER, preset="b16_224", variant="B/16"),
     "l14_224": dataclasses.replace(_PAPER, preset="l14_224", variant="L/14", learning_rate=4e-4),
-    "finetune": Config(**vars(siglip.PRESETS["finetune"]) | dict(init="openai/clip-vit-base-patch32")),
+    "finetune": Config(**vars(siglip.PRESETS["finetune"]) | dict(init="openai/clip-vit-large-patch14")),
 }
 
 
@@ -72,16 +72,16 @@ def loss(
     batch: Batch,
     key: Key[Array, ""],
 ) -> tuple[Float[Array, ""], Aux]:
-    """The symmetric cross-entropy of a batch, with the temperature to look at."""
+    """The symmetric cross-entropy of a batch, with the scale of the logits (the inverse of the temperature) to look at."""
     out = module.apply({"params": params}, batch["image"], batch["tokens"], train=True, rngs={"dropout": key})
     value = objective(out.image_embeddings, out.text_embeddings, out.log_temperature)
-    return value, Aux({"temperature": jnp.exp(out.log_temperature)})
+    return value, Aux({"logit_scale": jnp.exp(out.log_temperature)})
 
 
 def optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """That of the config, with the paper's β₂ and no decay of gains and biases (section 2.5, table 18), whose steps end at the largest temperature.
+    """That of the config, with the paper's β₂ and no decay of gains and biases (section 2.5, table 18), whose steps end at the largest scale.
 
-    In the objective alone the limit would be a trap: one step beyond it, the temperature would have no gradient any more.
+    In the objective alone the limit would be a trap: one step beyond it, the scale would have no gradient any more.
     """
     inner = OPTIMIZERS[config.optimizer](schedule, config.weight_decay, b2=0.98, mask=matrices)
 

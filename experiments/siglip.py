@@ -17,14 +17,14 @@ from annotated_types import Ge, Gt, Lt
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from jaxdl import figures, launch, pretrained
-from jaxdl.data import Cached, Source, open_source, scenes, train_batches
+from jaxdl.data import Cached, Source, open_told, scenes, train_batches
 from jaxdl.data.image import ImageProcessor, random_flip, random_resized_crop
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
 from jaxdl.losses import sigmoid_loss
 from jaxdl.metrics import accuracy, recall_at
 from jaxdl.models.siglip import VARIANTS, SigLIP, TextTower, VisionTower
-from jaxdl.nn import ATTENTIONS, stack_blocks
+from jaxdl.nn import ATTENTIONS
 from jaxdl.training import OPTIMIZERS, Aux, Batch, Execution, Layout, Run, TrainState, fit, start
 
 TEMPLATES = ("a photo of {}", "a picture of {}", "this is {}", "{}")
@@ -138,11 +138,13 @@ class Family:
 def train(family: Family, config: Config, workdir: str | Path, execution: Execution) -> dict[str, Any]:
     """The experiment of any family of two towers."""
     with Run.open(workdir, family.name, config, execution) as run:
-        source = open_source(config.data, "train", data_dir=config.data_dir, resolution=config.resolution)
-        held_out = open_source(config.eval_data or config.data, "test", data_dir=config.data_dir, resolution=config.resolution)
+        how = dict(data_dir=config.data_dir, resolution=config.resolution)
+        source, held_out = open_told(config.data, config.eval_data, lambda told: "text" in told, **how)
         for spec, opened in ((config.data, source), (config.eval_data or config.data, held_out)):
-            if not opened.classes and not (hasattr(opened, "texts") and opened.texts(0)):
+            if not (opened.classes or (hasattr(opened, "texts") and len(opened))):
                 raise UserError(f"{spec} has neither captions nor labels: choose a data set of pictures that has")
+            if left_out := getattr(opened, "left_out", 0):
+                run.say(f"{spec}: {left_out:,} of {left_out + len(opened):,} pictures have no caption and are left out")
         with run.first_process_first():
             module, params, process, tokenize = build(family, config, source, run.directory)
         embed = Embedder(module, process, tokenize, run.layout)
@@ -181,14 +183,7 @@ def build(
         dtype=jnp.bfloat16 if config.precision == "bf16" else None,
     )
     if config.init:
-        module, params = pretrained.load(config.init, param_dtype=jnp.float32, **fields)
-        if not isinstance(module, family.module):
-            raise UserError(
-                f"{config.init} holds a {type(module).__name__}: give --init the weights of a {family.module.__name__}"
-            )
-        if config.scan_layers:
-            module = module.clone(vision=module.vision.clone(scan=True), text=module.text.clone(scan=True))
-            params = stack_blocks(params)
+        module, params = pretrained.load(config.init, family.module, param_dtype=jnp.float32, scan=config.scan_layers, **fields)
         process, tokenizer = pretrained.load_processors(config.init)
         return module, params, process, functools.partial(tokenizer, length=len(params["text"]["positions"]["table"]))
 
@@ -252,10 +247,10 @@ def loss(
     batch: Batch,
     key: Key[Array, ""],
 ) -> tuple[Float[Array, ""], Aux]:
-    """The sigmoid loss of a batch, with the temperature and the bias to look at."""
+    """The sigmoid loss of a batch, with scale (the inverse of the temperature) and bias of the logits to look at."""
     out = module.apply({"params": params}, batch["image"], batch["tokens"], train=True, rngs={"dropout": key})
     value = objective(out.image_embeddings, out.text_embeddings, out.log_temperature, out.bias)
-    return value, Aux({"temperature": jnp.exp(out.log_temperature), "bias": out.bias})
+    return value, Aux({"logit_scale": jnp.exp(out.log_temperature), "logit_bias": out.bias})
 
 
 SIGLIP = Family(

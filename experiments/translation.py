@@ -27,7 +27,7 @@ from jaxdl.generate import Beam
 from jaxdl.losses import cross_entropy
 from jaxdl.metrics import bleu
 from jaxdl.models.marian import VARIANTS, EncoderDecoder, Stack, translate
-from jaxdl.nn import ATTENTIONS, attention_weights, stack_blocks
+from jaxdl.nn import ATTENTIONS, attention_weights
 from jaxdl.training import ASIDE, OPTIMIZERS, Aux, Batch, Execution, Run, fit, matrices, start
 from jaxdl.training.parallel import Layout
 from jaxdl.training.processes import is_first, whole
@@ -205,15 +205,11 @@ def build(config: Config, tokenizer: Tokenizer) -> tuple[EncoderDecoder, PyTree 
     if config.dropout is not None:
         fields["dropout"] = config.dropout
     if config.init:
-        module, params = pretrained.load(config.init, param_dtype=jnp.float32, **fields)
-        if not isinstance(module, EncoderDecoder):
-            raise UserError(f"--init {config.init} is no encoder-decoder: give a Marian model")
+        module, params = pretrained.load(config.init, EncoderDecoder, param_dtype=jnp.float32, scan=config.scan_layers, **fields)
         if config.length > module.length:
             raise UserError(f"--length {config.length}: {config.init} has {module.length} positions")
         if tokenizer.pad != module.pad or tokenizer.vocabulary > module.vocabulary:
             raise UserError(f"--init {config.init}: its tokenizer and its weights do not belong together")
-        if config.scan_layers:
-            module, params = module.clone(scan=True), stack_blocks(params)
         return module, params
     fields |= dict(
         length=max(512, config.length),

@@ -1,7 +1,8 @@
 """Sources: random-access data sets of dicts, opened by a spec such as `builtin:scenes`, `tfds:mnist` or `folder:PATH`."""
 
+import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -58,14 +59,34 @@ def open_source(
     raise UserError(f"--data {spec!r} is no data set: give builtin:NAME, tfds:NAME[/CONFIG][:VERSION] or folder:PATH")
 
 
+def open_held_out(data: str, eval_data: str = "", **how: Any) -> Source:
+    """What is measured on: what `eval_data` names, and where it is empty the held-out part of `data`. `how` are the keywords of `open_source`.
+
+    A folder that `eval_data` names is taken as it is, unless it has a sub-folder `train`: then what is held out of that is meant.
+    """
+    kind, _, name = eval_data.partition(":")
+    path = Path(name).expanduser()
+    if kind == "folder" and name and not (path / "train").is_dir():
+        return open_folder(path)
+    return open_source(eval_data or data, "test", **how)
+
+
+def open_told(data: str, eval_data: str, wanted: Callable[[dict[str, tuple]], bool], **how: Any) -> tuple[Source, Source]:
+    """What to train on and what is held out, of `data` itself where `eval_data` is empty; of a `CaptionFolder` those pictures of which `wanted` is true of what is told about them. `how` are the keywords of `open_source`."""
+    opened = open_source(data, "train", **how), open_held_out(data, eval_data, **how)
+    source, held_out = (source.where(wanted) if isinstance(source, CaptionFolder) else source for source in opened)
+    return source, held_out
+
+
 def open_labelled(data: str, eval_data: str = "", *, data_dir: str = "", resolution: int = 32) -> tuple["Cached", "Cached"]:
     """What to train on and what is held out, of `data` itself where `eval_data` is empty: pictures of the same classes, kept in memory once they were read.
 
     The specs are `open_source`'s. Raises `UserError` also for a source without labels, and if the classes differ.
     """
     opened = []
-    for spec, split in ((data, "train"), (eval_data or data, "test")):
-        source = open_source(spec, split, data_dir=data_dir, resolution=resolution)
+    how = dict(data_dir=data_dir, resolution=resolution)
+    sources = open_source(data, "train", **how), open_held_out(data, eval_data, **how)
+    for spec, source in zip((data, eval_data or data), sources):
         if not source.classes:
             raise UserError(f"{spec} has no labels: choose a data set of pictures with classes")
         opened.append(Cached(source))
@@ -144,6 +165,7 @@ class CaptionFolder:
     """Images beside a `metadata.jsonl` whose rows have `file_name` and `text`, one caption or a list of them, or `questions`, a list of [question, answer], or both."""
 
     classes = ()
+    left_out = 0
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -174,6 +196,13 @@ class CaptionFolder:
     def texts(self, index: int) -> tuple[str, ...]:
         """The captions of an example, without reading its image."""
         return self.rows[index][1].get("text", ())
+
+    def where(self, wanted: Callable[[dict[str, tuple]], bool]) -> "CaptionFolder":
+        """Those images of which `wanted` is true of what is told about them, and `left_out`, how many are not."""
+        chosen = copy.copy(self)
+        chosen.rows = [row for row in self.rows if wanted(row[1])]
+        chosen.left_out = len(self) - len(chosen)
+        return chosen
 
 
 def _told(row: dict[str, Any]) -> dict[str, tuple]:

@@ -130,7 +130,7 @@ def _encoder(tower: VisionTower | TextTower, is_causal: bool = False) -> Transfo
 class CLIPOutput:
     """`image_embeddings` (I D) and `text_embeddings` (J D) are L2-normalised; the softmax of `logits[i]` over the texts says which of them image i has.
 
-    `log_temperature` is the learned scalar. Leaves may be abstract or stacked, as in any pytree.
+    `log_temperature` is the learned scalar, named as in the paper: the logarithm of what similarities are multiplied by, the inverse of a temperature. Leaves may be abstract or stacked, as in any pytree.
     """
 
     image_embeddings: PyTree
@@ -144,7 +144,7 @@ class CLIPOutput:
 
 
 class CLIP(nn.Module):
-    """The two towers with a learned temperature (from log 1/0.07, section 2.5 of the paper).
+    """The two towers with a learned scale of the similarities (from log 1/0.07, section 2.5 of the paper).
 
     `CLIP.variant("B/32")` is a published size. `apply(variables, images, tokens)` gives a `CLIPOutput`; with `method="embed_images"` or `"embed_texts"` one tower alone is run.
     """

@@ -100,7 +100,7 @@ def _encoder(tower: VisionTower | TextTower) -> Transformer:
 class SigLIPOutput:
     """`image_embeddings` (I D) and `text_embeddings` (J D) are L2-normalised; `logits[i, j]` says how well image i and text j fit.
 
-    `log_temperature` and `bias` are the learned scalars. Leaves may be abstract or stacked, as in any pytree.
+    `log_temperature` and `bias` are the learned scalars; the first, named as in the paper, is the logarithm of what similarities are multiplied by, the inverse of a temperature. Leaves may be abstract or stacked, as in any pytree.
     """
 
     image_embeddings: PyTree
@@ -115,7 +115,7 @@ class SigLIPOutput:
 
 
 class SigLIP(nn.Module):
-    """The two towers with a learned temperature t′ (from log 10) and bias (from −10), as section 3.1 of the paper has them.
+    """The two towers with a learned scale t′ (from log 10) and bias (from −10), as section 3.1 of the paper has them.
 
     `SigLIP.variant("B/16")` is a published size. `apply(variables, images, tokens)` gives a `SigLIPOutput`; with `method="embed_images"` or `"embed_texts"` one tower alone is run.
     """

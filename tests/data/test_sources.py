@@ -1,12 +1,14 @@
 """Every kind of source opens, and every mistake is named with its mend."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxdl.data import Cached, open_source
+from jaxdl.data.sources import open_held_out
 from jaxdl.errors import UserError
 
 
@@ -28,6 +30,16 @@ def test_a_caption_folder_finds_its_held_out_part(caption_folder):
     assert train[1]["image"].shape == (21, 24, 3)
     for path in (caption_folder, caption_folder / "train"):
         assert open_source(f"folder:{path}", "test").directory == caption_folder / "val"
+        assert open_held_out(f"folder:{path}").directory == caption_folder / "val"
+
+
+def test_a_folder_to_measure_on_is_the_one_that_is_named(tmp_path, caption_folder):
+    for name in ("val", "test", "other"):
+        shutil.copytree(caption_folder / "val", tmp_path / name)
+    for name in ("val", "test", "other"):
+        assert open_held_out("builtin:scenes", f"folder:{tmp_path / name}").directory == tmp_path / name
+    assert open_held_out("builtin:scenes", f"folder:{caption_folder}").directory == caption_folder / "val"
+    assert len(open_held_out("builtin:scenes", "builtin:digits")) == 360
 
 
 def test_a_class_folder_has_its_sub_folders_as_classes(tmp_path):
@@ -85,6 +97,8 @@ def test_a_folder_may_have_questions_and_their_answers(tmp_path):
     source = open_source(f"folder:{tmp_path}", "train")
     assert source[0]["questions"] == (("what is it?", "a square"), ("how dark?", "very")) and "text" not in source[0]
     assert (source[1]["text"], source.texts(0)) == (("black",), ())
+    captioned = source.where(lambda told: "text" in told)
+    assert (len(source), len(captioned), captioned.left_out, captioned.texts(0)) == (2, 1, 1, ("black",))
 
 
 def test_scenes_give_the_fields_that_are_asked_for():

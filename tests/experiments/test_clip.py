@@ -82,8 +82,8 @@ def test_two_steps_leave_what_siglips_leave(tmp_path, caption_folder):
     pictures = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
     assert pictures == {"learning_curves.png", "similarity.png", "image_to_text.png", "text_to_image.png"}
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    temperatures = [value for row in rows for name, value in row.items() if name.endswith("temperature")]
-    np.testing.assert_allclose(temperatures[0], 1 / 0.07, rtol=1e-5)
+    scales = [value for row in rows for name, value in row.items() if name.endswith("logit_scale")]
+    np.testing.assert_allclose(scales[0], 1 / 0.07, rtol=1e-5)
 
 
 def test_published_weights_are_where_fine_tuning_starts(tmp_path, caption_folder):
@@ -99,10 +99,10 @@ def test_weights_of_the_other_family_are_refused_by_name(tmp_path, caption_folde
     write_published_clip(tmp_path / "clip")
     write_published_siglip(tmp_path / "siglip")
     flags = ["--data", f"folder:{caption_folder}", "--init"]
-    with pytest.raises(UserError, match="siglip holds a SigLIP: give --init the weights of a CLIP"):
+    with pytest.raises(UserError, match="siglip: the weights are those of a SigLIP: give those of a CLIP"):
         clip.main(*settings(tmp_path / "one", *flags, tmp_path / "siglip"))
     parsed = launch.parse(siglip.EXPERIMENT, ["--workdir", str(tmp_path / "two"), *flags, str(tmp_path / "clip")])
-    with pytest.raises(UserError, match="clip holds a CLIP: give --init the weights of a SigLIP"):
+    with pytest.raises(UserError, match="clip: the weights are those of a CLIP: give those of a SigLIP"):
         siglip.main(*parsed[:3])
 
 
@@ -114,7 +114,7 @@ def test_a_text_of_the_untrained_model_ends_where_its_tokenizer_ends_it(tmp_path
         assert (text.vocabulary, text.end) == (tokenizer.vocabulary, tokenizer.end)
 
 
-def test_no_step_leads_beyond_the_largest_temperature_and_the_next_may_lead_back(tmp_path):
+def test_no_step_leads_beyond_the_largest_scale_and_the_next_may_lead_back(tmp_path):
     config, *_ = settings(tmp_path, "--optimizer=adamw", "--learning-rate=0.5", "--warmup=0", "--weight-decay=0.1")
     optimizer = clip.optimizer(config, optax.constant_schedule(0.5))
     params = {"log_temperature": jnp.float32(math.log(100) - 0.1), "kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}

@@ -56,7 +56,7 @@ def test_two_steps_leave_what_a_run_leaves_and_the_finished_model_answers(tmp_pa
     again = run("--workdir", tmp_path / "run", *flags, "--ask", tmp_path / "scene.png", "what color is the ring?", "detect ring")
     assert again.returncode == 0, again.stderr
     assert "answer en what color is the ring?\n  → " in again.stdout and "\ndetect ring\n  → " in again.stdout
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["parameters_sha256"] == result["parameters_sha256"]
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
 
 
 def test_it_runs_with_other_settings(tmp_path):
@@ -72,12 +72,18 @@ def test_it_learns_from_captions_from_questions_of_ones_own_and_from_labels(tmp_
     for split in ("train", "val"):
         (tmp_path / "own" / split).mkdir(parents=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "own" / split / "a.png")
-        row = {
-            "file_name": "a.png",
-            "questions": [["how dark is it?", "very"], ["detect dot", "<loc0001><loc0001><loc0009><loc0009> dot"]],
-        }
-        (tmp_path / "own" / split / "metadata.jsonl").write_text(json.dumps(row))
-    assert train(tmp_path / "run", data=f"folder:{tmp_path}/own")["metrics"].keys() == {"validation_loss", "answer_exact_match"}
+        rows = [["how dark is it?", "very"]], [["detect dot", "<loc0001><loc0001><loc0009><loc0009> dot"]]
+        lines = [json.dumps({"file_name": "a.png", "questions": questions}) for questions in rows]
+        (tmp_path / "own" / split / "metadata.jsonl").write_text("\n".join(lines))
+    own = f"folder:{tmp_path}/own"
+    detected = {"validation_loss", "detect_mean_iou", "detect_above_half"}
+    assert train(tmp_path / "run", data=own)["metrics"].keys() == {"answer_exact_match", *detected}
+    assert (tmp_path / "run" / "figures" / "boxes.png").exists()
+    assert train(tmp_path / "detect", data=own, tasks=("detect",))["metrics"].keys() == detected
+    with pytest.raises(UserError, match=r"own has nothing for --tasks caption: choose others"):
+        train(tmp_path / "caption", data=own, tasks=("caption",))
+    with pytest.raises(UserError, match=r"neither captions nor labels: .*--tower names one.*, --pretrain 0 does without"):
+        train(tmp_path / "first", data=own, pretrain=1)
 
 
 def test_the_tasks_of_a_scene_are_true():
@@ -175,12 +181,13 @@ def test_an_image_tower_of_a_run_of_siglip_is_where_it_begins_and_it_stays_while
 
 
 def test_without_a_tower_a_run_of_siglip_makes_one_first(tmp_path):
-    first = train(tmp_path / "run", pretrain=1, freeze=1.0)
+    how = dict(pretrain=1, freeze=1.0, width=24, num_heads=3)
+    first = train(tmp_path / "run", **how)
     tower = load_run(tmp_path / "run" / "tower")
-    assert (tower[0]["experiment"], tower[0]["config"]["steps"], tower[0]["config"]["width"]) == ("siglip", 1, 16)
+    assert (tower[0]["experiment"], tower[0]["config"]["steps"], tower[0]["config"]["width"]) == ("siglip", 1, 24)
     found = load_run(tmp_path / "run")[1]["params"]["vision"]
     np.testing.assert_array_equal(found["positions"]["table"], tower[1]["params"]["vision"]["positions"]["table"])
-    assert train(tmp_path / "run", pretrain=1, freeze=1.0)["parameters_sha256"] == first["parameters_sha256"]
+    assert train(tmp_path / "run", **how)["parameters_sha256"] == first["parameters_sha256"]
 
 
 @pytest.fixture(scope="module")
@@ -263,3 +270,4 @@ def test_bad_input_is_refused(tmp_path, how, message):
 def test_an_image_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.png does not exist"):
         train(tmp_path / "run", ask=("nowhere.png", "what is it?"))
+    assert not (tmp_path / "run").exists()

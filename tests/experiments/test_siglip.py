@@ -149,6 +149,7 @@ def test_bad_input_ends_with_one_line_and_status_2(tmp_path):
     [
         ("--data builtin:scene", "did you mean 'scenes'"),
         ("--data folder:/nowhere", "there is no folder /nowhere"),
+        ("--eval-data folder:/nowhere", "there is no folder /nowhere"),
         ("--resolution 6", "patch"),
         ("--num-heads 3", "cannot be split into 3 heads"),
         ("--init /nowhere/at/all", "/nowhere/at/all"),
@@ -160,6 +161,19 @@ def test_bad_input_says_what_is_wrong_and_what_is_accepted(tmp_path, flags, mess
     with pytest.raises(UserError, match=message):
         config, workdir, execution, _ = launch.parse(siglip.EXPERIMENT, ["--workdir", str(tmp_path / "run"), *flags.split()])
         siglip.main(config, workdir, execution)
+
+
+def test_pictures_without_a_caption_are_left_out(tmp_path, caption_folder, capsys):
+    """In a folder for several experiments some have questions only."""
+    shutil.copytree(caption_folder, tmp_path / "data")
+    for split in ("train", "val"):
+        with (tmp_path / "data" / split / "metadata.jsonl").open("a") as file:
+            for _ in range(8):
+                file.write('{"file_name": "0.png", "questions": [["what is it?", "noise"]]}\n')
+    flags = ["--workdir", str(tmp_path / "run"), "--data", f"folder:{tmp_path / 'data'}", "--steps=4", *TINY]
+    config, workdir, execution, _ = launch.parse(siglip.EXPERIMENT, flags)
+    assert siglip.main(config, workdir, execution)["metrics"]["image_to_text_recall_at_10"] == 1  # There are eight.
+    assert "8 of 16 pictures have no caption and are left out" in capsys.readouterr().out
 
 
 def test_a_corrupt_image_in_mid_run_is_named(tmp_path, caption_folder):
