@@ -1,5 +1,6 @@
 """The functions that a user calls, and the choice among implementations."""
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -14,7 +15,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jax.typing import ArrayLike
 
-from pallas_kernels.attention import differentiation, jax_nn, vmap, xla_chunked
+from pallas_kernels.attention import devices, differentiation, jax_nn, vmap
 from pallas_kernels.attention.masks import Mask
 from pallas_kernels.attention.problem import BlockSizes, Gradients, Operands, Spec
 
@@ -31,7 +32,7 @@ def dot_product_attention(
     bias: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     *,
-    scale: float | None = None,
+    scale: ArrayLike | None = None,
     is_causal: bool = False,
     query_seq_lengths: ArrayLike | None = None,
     key_value_seq_lengths: ArrayLike | None = None,
@@ -53,12 +54,12 @@ def dot_product_attention(
 
     Shapes: query `B T N H`, key and value `B S K H`, where K divides N and head n reads key head n // (N/K); or all three without B. float32, bfloat16 or float16 (float64 with jax's x64), softmax in float32. `attention.problem` defines every term, and the order in which they apply.
 
-    - `bias`, `mask`: four axes, each 1 or that of `B N T S` (three, without B). A mask is True where a query may look.
-    - `scale`: 1/√H where None.
+    - `bias`, `mask`: up to four axes, the last of `B N T S`, each 1 or whole. A mask is True where a query may look.
+    - `scale`: 1/√H where None. One that is traced multiplies the queries, which rounds them to their dtype.
     - `is_causal`: key j is visible to query i if j ≤ i, or j ≤ i + q_offset.
-    - `query_seq_lengths`, `key_value_seq_lengths`: int32 `B`. What lies behind them may hold anything, NaN too.
+    - `query_seq_lengths`, `key_value_seq_lengths`: integers `B`, at most T and S. What lies behind them may hold anything, NaN too.
     - `local_window_size`: so many positions to the left and right, both inclusive.
-    - `q_segment_ids`, `kv_segment_ids`: int32 `B T`, `B S`: a query sees its own segment. Those of the keys may be left out where T = S.
+    - `q_segment_ids`, `kv_segment_ids`: integers `B T`, `B S`: a query sees its own segment. Those of the keys may be left out where T = S.
     - `logits_soft_cap`: cap · tanh(logit / cap), before ALiBi and bias (Gemma 2).
     - `sinks`: `N`, one more logit per head, without a value (gpt-oss).
     - `alibi_slopes`: `N`; −slope · |i + q_offset − j| is added to logits.
@@ -95,7 +96,7 @@ def dot_product_attention(
     elif implementation in ("cudnn", "xla"):
         out, lse = jax_nn.attention(spec, operands, implementation), None
     else:
-        out, lse = differentiation.attention(_passes(implementation, interpret), spec, operands)
+        out, lse = differentiation.attention(_passes(implementation, interpret), spec, devices.varying_alike(operands))
     if not batched:
         out, lse = out[0], None if lse is None else lse[0]
     return (out, lse.swapaxes(-1, -2)) if return_residual else out
@@ -108,16 +109,15 @@ def flash_attention(*args: Any, **kwargs: Any) -> Any:
 
 def supports(implementation: Implementation, *args: Any, **kwargs: Any) -> str | None:
     """Why an implementation cannot serve `dot_product_attention(*args, **kwargs)`, or None where it can. Looks at shapes and dtypes only: arrays may be `jax.ShapeDtypeStruct`, and no device is asked."""
-    names = inspect.signature(_problem).parameters
-    kwargs = {_RENAMED.get(name, name): value for name, value in kwargs.items()}
-    given = dict(zip(names, args)) | kwargs
-    arrays = {name: x for name, x in given.items() if hasattr(x, "shape")}
+    given = inspect.signature(dot_product_attention).bind(*args, **kwargs).arguments
+    residual = given.pop("return_residual", False)
+    given.pop("interpret", None)
+    given = {_RENAMED.get(name, name): value for name, value in given.items()}
+    arrays = {name: given.pop(name) for name in Operands._fields if hasattr(given.get(name), "shape")}
     reasons = []
 
     def ask(arrays: dict[str, Any]) -> None:
-        residual = given.get("return_residual", False)
-        known = {name: value for name, value in (given | arrays).items() if name in names}
-        reasons.append(_refusal(implementation, *_problem(**known), residual))
+        reasons.append(_refusal(implementation, *_problem(**given, **arrays), residual))
 
     jax.eval_shape(ask, arrays)
     return reasons[0]
@@ -146,7 +146,7 @@ def _problem(
     sinks: ArrayLike | None = None,
     alibi_slopes: ArrayLike | None = None,
     q_offset: ArrayLike | None = None,
-    scale: float | None = None,
+    scale: ArrayLike | None = None,
     is_causal: bool = False,
     window: int | tuple[int, int] | None = None,
     soft_cap: float | None = None,
@@ -181,12 +181,11 @@ def _problem(
     def pairs(name: str, x: ArrayLike | None) -> jax.Array | None:
         if x is None:
             return None
-        x = jnp.asarray(x)
-        x = x[None] if x.ndim == 3 and not batched else x
-        whole = batch, heads, queries, keys
-        if x.ndim != 4 or any(a not in (1, b) for a, b in zip(x.shape, whole)):
-            raise ValueError(f"{name} broadcasts to `B N T S` = {whole} with four axes, each 1 or whole: got {x.shape}")
-        return x
+        x, whole = jnp.asarray(x), (batch, heads, queries, keys)
+        shape = (1,) * (4 - x.ndim) + x.shape
+        if len(shape) > 4 or any(a not in (1, b) for a, b in zip(shape, whole)):
+            raise ValueError(f"{name} broadcasts to `B N T S` = {whole}, each axis 1 or whole: got {x.shape}")
+        return x.reshape(shape)
 
     def vector(name: str, x: ArrayLike | None, dtype: Any, *shape: int) -> jax.Array | None:
         if x is None:
@@ -195,7 +194,11 @@ def _problem(
         x = x[None] if not batched and x.ndim == len(shape) - 1 and shape[0] == 1 else x
         if x.shape != shape or not jnp.issubdtype(x.dtype, dtype):
             raise ValueError(f"{name} is {dtype.__name__} of shape {shape}: got {x.dtype} of shape {x.shape}")
-        return x.astype(jnp.int32) if dtype is jnp.integer else x
+        return x.astype(jnp.int32 if dtype is jnp.integer else jnp.promote_types(query.dtype, jnp.float32))
+
+    def lengths(name: str, x: ArrayLike | None, longest: int) -> jax.Array | None:
+        x = vector(name, x, jnp.integer, batch)
+        return None if x is None else jnp.clip(x, 0, longest)
 
     bias, mask = pairs("bias", bias), pairs("mask", mask)
     if bias is not None and not jnp.issubdtype(bias.dtype, jnp.floating):
@@ -212,11 +215,16 @@ def _problem(
         raise ValueError(f"local_window_size is one or two numbers of positions, 0 or more: got {window}")
     if soft_cap is not None and soft_cap <= 0:
         raise ValueError(f"logits_soft_cap is a positive number, or None for no cap: got {soft_cap}")
-    if isinstance(q_offset, int) and q_offset == 0:
+    if block_sizes is not None and any(block is not None and block < 1 for block in dataclasses.astuple(block_sizes)):
+        raise ValueError(f"block_sizes are 1 or more, or None for the implementation's choice: got {block_sizes}")
+    if isinstance(q_offset, int | np.integer) and q_offset == 0:
         q_offset = None
     if q_offset is not None:
         q_offset = jnp.asarray(q_offset)
         q_offset = jnp.broadcast_to(q_offset, batch) if q_offset.ndim == 0 else q_offset
+
+    if isinstance(scale, jax.core.Tracer):
+        query, scale = (query * scale).astype(query.dtype), 1.0
 
     operands = Operands(
         query,
@@ -226,8 +234,8 @@ def _problem(
         mask,
         vector("q_segment_ids", q_segment_ids, jnp.integer, batch, queries),
         vector("kv_segment_ids", kv_segment_ids, jnp.integer, batch, keys),
-        vector("query_seq_lengths", query_lengths, jnp.integer, batch),
-        vector("key_value_seq_lengths", key_value_lengths, jnp.integer, batch),
+        lengths("query_seq_lengths", query_lengths, queries),
+        lengths("key_value_seq_lengths", key_value_lengths, keys),
         vector("alibi_slopes", alibi_slopes, jnp.floating, heads),
         vector("sinks", sinks, jnp.floating, heads),
         vector("q_offset", q_offset, jnp.integer, batch),
@@ -247,8 +255,9 @@ def _problem(
 def _of_nothing(operands: Operands) -> tuple[jax.Array, jax.Array]:
     """Without queries or without keys."""
     batch, queries, heads, _ = operands.query.shape
-    lse = jnp.full((batch, heads, queries), -jnp.inf)
-    return jnp.zeros_like(operands.query), lse if operands.sinks is None else jnp.broadcast_to(operands.sinks[:, None], lse.shape)
+    nothing = jnp.full(heads, -jnp.inf, jnp.promote_types(operands.query.dtype, jnp.float32))
+    lse = nothing if operands.sinks is None else operands.sinks
+    return jnp.zeros_like(operands.query), jnp.broadcast_to(lse[:, None], (batch, heads, queries))
 
 
 # The choice.
@@ -286,40 +295,41 @@ def _passes(implementation: Implementation | None, interpret: bool) -> different
 def _forward(
     implementation: Implementation | None, interpret: bool, spec: Spec, operands: Operands
 ) -> tuple[jax.Array, jax.Array]:
-    def call(module: Any, interpret: bool, spec: Spec, operands: Operands) -> tuple[jax.Array, jax.Array]:
-        return module.forward(spec, operands if module is xla_chunked else _blank(operands), interpret=interpret)
-
-    return vmap.foldable_forward(functools.partial(_choose, call, implementation, interpret), spec, operands)
+    forward = functools.partial(_choose, "forward", implementation, interpret)
+    return vmap.foldable_forward(functools.partial(devices.divided_forward, forward), spec, operands)
 
 
 def _backward(
     implementation: Implementation | None, interpret: bool, spec: Spec, operands: Operands, *rest: jax.Array | None
 ) -> Gradients:
-    def call(module: Any, interpret: bool, spec: Spec, operands: Operands, *rest: jax.Array | None) -> Gradients:
-        out, lse, d_out, d_lse = rest
-        rest = out, lse, _zeros_behind(d_out, operands.query_lengths), d_lse
-        operands = operands if module is xla_chunked else _blank(operands)
-        return module.backward(spec, operands, *rest, interpret=interpret)
+    backward = functools.partial(_choose, "backward", implementation, interpret)
+    return vmap.foldable_backward(functools.partial(devices.divided_backward, backward), spec, operands, *rest)
 
-    return vmap.foldable_backward(functools.partial(_choose, call, implementation, interpret), spec, operands, *rest)
+
+def _call(step: str, name: str, interpret: bool, spec: Spec, operands: Operands, *rest: Any) -> Any:
+    """The `step` ("forward" or "backward") of an implementation."""
+    run = getattr(_module(name), step)
+    if name not in KERNELS:
+        return run(spec, operands, *rest)
+    # A kernel has no number of 64 bits, and with `jax_enable_x64` each constant in it would be one.
+    with jax.enable_x64(False):
+        results = run(spec, _blank(operands), *rest, interpret=interpret)
+    return devices.varying_alike(results, operands)
 
 
 def _choose(
-    call: Callable[..., Any], implementation: Implementation | None, interpret: bool, spec: Spec, operands: Operands, *rest: Any
+    step: str, implementation: Implementation | None, interpret: bool, spec: Spec, operands: Operands, *rest: Any
 ) -> Any:
-    """`call(module, interpret, spec, operands, *rest)` with the module that is wanted on the platform that is being lowered for."""
-    if interpret and implementation is not None:
-        return call(_module(implementation), True, spec, operands, *rest)
-    chunked = functools.partial(call, xla_chunked, False, spec)
-    if implementation == "xla_chunked":
-        return chunked(operands, *rest)
+    """`_call` of the implementation that is wanted on the platform that is being lowered for."""
+    if interpret or implementation == "xla_chunked":
+        return _call(step, implementation, interpret, spec, operands, *rest)
+    chunked = functools.partial(_call, step, "xla_chunked", False, spec)
 
     def refuse(reason: str) -> Callable[..., Any]:
         def refusing(*args: Any) -> Any:
             shapes, tree = jax.tree.flatten(jax.eval_shape(chunked, *args))
-            return jax.tree.unflatten(
-                tree, refuse_p.bind(reason=reason, avals=tuple(jax.core.ShapedArray(x.shape, x.dtype) for x in shapes))
-            )
+            avals = tuple(jax.core.ShapedArray(x.shape, x.dtype) for x in shapes)
+            return devices.varying_alike(jax.tree.unflatten(tree, refuse_p.bind(reason=reason, avals=avals)), args)
 
         return refusing
 
@@ -330,7 +340,7 @@ def _choose(
             if reason is None and name == "mosaic_gpu" and implementation != name and not _on_hopper():
                 reason = "no GPU of compute capability 9 is in sight"
             if reason is None:
-                branches[platform] = functools.partial(call, _module(name), False, spec)
+                branches[platform] = functools.partial(_call, step, name, False, spec)
             elif implementation is not None:
                 branches[platform] = refuse(f"the attention kernel {name} cannot serve here: {reason}")
     if implementation is None:

@@ -14,7 +14,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from pallas_kernels.attention import xla_chunked
+from pallas_kernels.attention import devices, xla_chunked
 from pallas_kernels.attention.problem import Gradients, Operands, Spec
 
 Forward = Callable[[Spec, Operands], tuple[jax.Array, jax.Array]]
@@ -63,7 +63,8 @@ def _gradients(passes: Passes, spec: Spec, operands: Operands, *rest: jax.Array 
 @_gradients.defjvp
 def _gradients_jvp(passes: Passes, spec: Spec, primals: Any, tangents: Any) -> Any:
     # Forward over reverse, as in `jax.hessian`: no kernel can be differentiated, so XLA's tiles stand in.
-    return jax.jvp(functools.partial(xla_chunked.backward, spec), primals, tangents)
+    backward = functools.partial(devices.divided_backward, xla_chunked.backward, spec, differentiable=True)
+    return jax.jvp(backward, primals, tangents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +75,32 @@ class _Linear:
     spec: Spec
 
     def apply(self, residuals: Any, moving: Gradients) -> tuple[jax.Array, jax.Array]:
-        return xla_chunked.tangents(self.spec, *residuals, moving)
+        return devices.divided_tangents(xla_chunked.tangents, self.spec, *residuals, moving)
 
     def transpose(self, residuals: Any, cotangents: Sequence[jax.Array | None], wanted: Sequence[bool]) -> Gradients:
         """Gradients where they are wanted, None elsewhere; a cotangent is None if it is known to be zero."""
         d_out, d_lse = cotangents
-        _, out, _ = residuals
+        operands, out, lse = residuals
         d_out = jnp.zeros_like(out) if d_out is None else d_out
-        gradients = _gradients(self.passes, self.spec, *residuals, d_out, d_lse)
+        # Whatever flows into a row that sees nothing ends there, NaN too.
+        blind = lse == -jnp.inf
+        if operands.query_lengths is not None:
+            blind |= (jnp.arange(out.shape[1], dtype=jnp.int32) >= operands.query_lengths[:, None])[:, None]
+        d_out = jnp.where(blind.swapaxes(1, 2)[..., None], 0, d_out)
+        into_tiles = None if d_lse is None else jnp.where(blind, 0, d_lse)
+        gradients = _gradients(self.passes, self.spec, operands._replace(sinks=None), out, lse, d_out, into_tiles)
+        if operands.sinks is not None:
+            gradients = gradients._replace(sinks=_sinks_gradient(operands.sinks, out, lse, d_out, d_lse))
         return Gradients(*(gradient if want else None for gradient, want in zip(gradients, wanted)))
+
+
+def _sinks_gradient(sinks: jax.Array, out: jax.Array, lse: jax.Array, d_out: jax.Array, d_lse: jax.Array | None) -> jax.Array:
+    """No tile has a sink, so this is the same for every implementation."""
+    delta = jnp.einsum("btnh,btnh->bnt", out, d_out, preferred_element_type=lse.dtype)
+    delta = delta if d_lse is None else delta - d_lse
+    # A sink of −∞ is none.
+    weights = jnp.where(lse == -jnp.inf, 0, jnp.exp(sinks[:, None] - lse))
+    return -(weights * delta).sum((0, 2))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -148,18 +148,15 @@ def backward(
     tiles = tuning.key_value_gradient
     scores = _scores(spec, operands, tiles.rows, rows_of_keys(_width(operands.key.shape[-1]), scores.plain), keys_first=True)
     d_key, d_value = key_value_gradient_kernel(dialect, scores, *tiles, *arrays)
-    d_slopes = d_sinks = None
+    d_slopes = None
     if slopes:
         first, second = (x[..., : lse.shape[-1]] for x in slopes)
         d_slopes = -(first + out_product * second).sum((0, 2))
-    if operands.sinks is not None:
-        d_sinks = -jnp.where(live, jnp.exp(operands.sinks[:, None] - lse) * delta, 0).sum((0, 2))
     return Gradients(
         _cut(d_query, operands.query),
         _cut(d_key, operands.key),
         _cut(d_value, operands.value),
         alibi_slopes=d_slopes,
-        sinks=d_sinks,
     )
 
 

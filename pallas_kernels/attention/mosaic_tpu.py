@@ -98,22 +98,17 @@ def backward(
     delta = jnp.einsum("btnh,btnh->bnt", out, d_out, preferred_element_type=jnp.float32)
     delta = delta if d_lse is None else delta - d_lse
     # +∞ makes the weights of queries that see nothing 0.
-    live = lse > -jnp.inf
-    rows = _padded(jnp.where(live, lse * LOG2_E, jnp.inf), 2, block.query, jnp.inf), _padded(delta, 2, block.query)
+    lse = jnp.where(lse > -jnp.inf, lse * LOG2_E, jnp.inf)
+    rows = _padded(lse, 2, block.query, jnp.inf), _padded(delta, 2, block.query)
     arrays = *_tiled(operands, block), _padded(d_out.swapaxes(1, 2), 2, block.query), *(x[:, :, None] for x in rows)
     call = _calls(spec, operands, block, interpret)
     d_query, *slopes = call(query_gradient_kernel, 3, False)(*arrays)
     d_key, d_value = call(key_value_gradient_kernel, 4, True)(*arrays)
-    d_sinks = None
-    if operands.sinks is not None:
-        d_sinks = -jnp.where(live, jnp.exp(operands.sinks[:, None] - lse) * delta, 0).sum((0, 2))
     return Gradients(
         _cut(d_query, operands.query),
         _cut(d_key, operands.key),
         _cut(d_value, operands.value),
-        None,
-        -slopes[0].sum((0, 2, 3)) if slopes else None,
-        d_sinks,
+        alibi_slopes=-slopes[0].sum((0, 2, 3)) if slopes else None,
     )
 
 
@@ -156,8 +151,8 @@ def _beside(operands: Operands, block: Block, plan: Schedule) -> tuple[Scalars, 
         operands.q_offset,
         operands.query_lengths,
         operands.key_value_lengths,
-        None if operands.alibi_slopes is None else operands.alibi_slopes.astype(jnp.float32),
-        None if operands.sinks is None else operands.sinks.astype(jnp.float32),
+        operands.alibi_slopes,
+        operands.sinks,
     )
     ids = [operands.q_segment_ids, operands.kv_segment_ids]
     if ids[0] is not None:

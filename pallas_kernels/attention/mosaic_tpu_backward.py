@@ -24,6 +24,7 @@ from pallas_kernels.attention.mosaic_tpu_scores import (
     Tile,
     flat,
     lane_sums,
+    shaped_like,
     upright,
     widened,
 )
@@ -88,9 +89,9 @@ def query_gradient_kernel(
                 outs[1][...] = flat(jnp.broadcast_to(sums, (rows, LANES)))
 
     statistic = pltpu.VMEM((rows, LANES), jnp.float32)
-    shapes, specs = [jax.ShapeDtypeStruct(query.shape, query.dtype)], [blocks.of_queries(width)]
+    shapes, specs = [shaped_like(query)], [blocks.of_queries(width)]
     if slanted:
-        shapes.append(jax.ShapeDtypeStruct((batches, heads, 1, queries), jnp.float32))
+        shapes.append(shaped_like(lse))
         specs.append(blocks.of_rows())
     ids = None if sides.q_ids is None else pltpu.VMEM((rows, LANES), jnp.int32)
     return pl.pallas_call(
@@ -169,7 +170,7 @@ def key_value_gradient_kernel(
     sums = pltpu.VMEM((rows, width), jnp.float32)
     return pl.pallas_call(
         kernel,
-        out_shape=[jax.ShapeDtypeStruct(key.shape, key.dtype)] * 2,
+        out_shape=[shaped_like(key)] * 2,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(batches, key_heads, schedule.count, group),

@@ -22,6 +22,7 @@ from pallas_kernels.attention.mosaic_tpu_scores import (
     Tile,
     flat,
     lane_sums,
+    shaped_like,
     upright,
     widened,
 )
@@ -95,8 +96,8 @@ def forward_kernel(
     return pl.pallas_call(
         kernel,
         out_shape=(
-            jax.ShapeDtypeStruct(query.shape, query.dtype),
-            jax.ShapeDtypeStruct((batches, heads, 1, queries), jnp.float32),
+            shaped_like(query),
+            shaped_like(query, batches, heads, 1, queries, dtype=jnp.float32),
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,

@@ -251,6 +251,11 @@ class Blocks:
         return pl.BlockSpec((None, None, *(1 if n == 1 else block for n, block in zip(shape[2:], blocks))), index)
 
 
+def shaped_like(x: jax.Array, *shape: int, dtype: jnp.dtype | None = None) -> jax.ShapeDtypeStruct:
+    """Of a kernel's result. Within a `shard_map` it differs from device to device as the operand `x` does."""
+    return jax.ShapeDtypeStruct(shape or x.shape, dtype or x.dtype, manual_axis_type=jax.typeof(x).mat)
+
+
 # Numbers that belong to rows: `rows 128`, the same in each lane.
 
 

@@ -25,7 +25,7 @@ The cap comes before ALiBi and bias, as in FlashAttention-2 (its ALiBi is added 
 
 **A row that sees nothing** gives out = 0 and lse = −∞ (with a sink: lse = sink), and no gradient flows through it or from it: never NaN.
 
-**Not-a-number**: `api` has replaced, by zeros, queries behind `query_lengths` and keys and values behind `key_value_lengths`, and cotangents likewise, so an implementation never sees what is there. What lies beyond T and S in a tile that overhangs must be kept out by the implementation (zero times NaN is NaN). Whatever a *hidden* pair's logit is, it is replaced and not multiplied: a NaN there must not reach `lse`.
+**Not-a-number**: `api` has replaced, by zeros, queries behind `query_lengths` and keys and values behind `key_value_lengths`, and `differentiation` the cotangents of rows that see nothing, so an implementation never sees what is there. What lies beyond T and S in a tile that overhangs must be kept out by the implementation (zero times NaN is NaN). Whatever a *hidden* pair's logit is, it is replaced and not multiplied: a NaN there must not reach `lse`.
 
 **Gradients**, given d_out and d_lse (None: the lse is not used), with p = exp(logit − lse) on visible pairs and 0 elsewhere:
 
@@ -96,9 +96,9 @@ class Operands(NamedTuple):
     key_value_lengths: jax.Array | None = None
     """`B` int32, from 0 to S."""
     alibi_slopes: jax.Array | None = None
-    """`N` float32; positive slopes favour near keys."""
+    """`N` float32 (float64 for float64); positive slopes favour near keys."""
     sinks: jax.Array | None = None
-    """`N` float32."""
+    """`N` float32 (float64 for float64)."""
     q_offset: jax.Array | None = None
     """`B` int32; may be negative. None is 0."""
 
@@ -123,6 +123,6 @@ class Gradients(NamedTuple):
 #       """The output `B T N H` in the query's dtype, and lse `B N T` in float32 (float64 for float64)."""
 #
 #   def backward(spec, operands, out, lse, d_out, d_lse, *, interpret: bool = False) -> Gradients:
-#       """d_out is `B T N H` in out's dtype, d_lse `B N T` float32 or None."""
+#       """d_out is `B T N H` in out's dtype, d_lse `B N T` in lse's or None; both are zero in rows that see nothing. The operands have no sinks: these are in lse, but in no tile, and `differentiation` has their gradient."""
 #
 # `interpret` runs the same kernel in its interpreter on the CPU. The functions need no rule for differentiation or vmap: `api` wraps them (vmap folds into B). They are called under jit.

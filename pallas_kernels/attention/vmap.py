@@ -39,7 +39,7 @@ def foldable_backward(backward: Callable[..., Gradients], spec: Spec, operands: 
     @call.def_vmap
     def rule(size: int, batched: list[Any], operands: Operands, *rest: jax.Array | None) -> Any:
         mapped, *rest_mapped = batched
-        summed = operands.sinks, operands.alibi_slopes, operands.bias if spec.bias_gradient else None
+        summed = operands.alibi_slopes, operands.bias if spec.bias_gradient else None
         if any(array is not None for array in summed):
             # Their gradients are sums over the batch, and each example of the mapped axis has its own.
             gradients = _one_by_one(call, batched, (operands, *rest))

@@ -57,15 +57,15 @@ def forward(spec: Spec, operands: Operands, *, interpret: bool = False) -> tuple
 
         shape = query.shape[:-1]
         sinks = None if operands.sinks is None else tiles.sinks(group)
-        highest = jnp.full(shape, lowest, tiles.dtype) if sinks is None else jnp.broadcast_to(jnp.maximum(sinks, lowest), shape)
-        total = jnp.zeros(shape, tiles.dtype) if sinks is None else jnp.exp(sinks - highest)
-        carry = jnp.zeros(query.shape, tiles.dtype), highest, total
+        highest = tiles.full(shape, lowest) if sinks is None else jnp.broadcast_to(jnp.maximum(sinks, lowest), shape)
+        total = tiles.full(shape) if sinks is None else jnp.exp(sinks - highest)
+        carry = tiles.full(query.shape), highest, total
         accumulated, highest, total = plan.visit(tiles.batch(group), i, tile, carry)
         nothing = total == 0
         out = accumulated / jnp.where(nothing, 1, total)[..., None]
         return out.astype(query.dtype), jnp.where(nothing, -jnp.inf, highest + jnp.log(total))
 
-    out, lse = lax.map(row, jnp.arange(tiles.groups * tiles.rows))
+    out, lse = lax.map(row, jnp.arange(tiles.groups * tiles.rows, dtype=jnp.int32))
     return tiles.join_queries(out), tiles.join_queries(lse)[..., 0].swapaxes(1, 2)
 
 
@@ -122,22 +122,16 @@ def backward(
                 return d_query, d_key, d_value, extras
 
             d_query, extras = carry
-            zeros = jnp.zeros((tiles.streams, operands.key.shape[-1], tiles.bk), dtype)
+            zeros = tiles.full((tiles.streams, operands.key.shape[-1], tiles.bk))
             d_query, d_key, d_value, extras = plan.visit(tiles.batch(group), j, tile, (d_query, zeros, zeros, extras))
             return (d_query, extras), tuple(x.swapaxes(1, 2).astype(keys.dtype) for x in (d_key, d_value))
 
-        zeros = jnp.zeros(queries.shape[1:], dtype)
-        (d_query, extras), d_keys = lax.scan(column, (zeros, extras), jnp.arange(tiles.columns))
+        (d_query, extras), d_keys = lax.scan(column, (tiles.full(queries.shape[1:]), extras), jnp.arange(tiles.columns, dtype=jnp.int32))
         return extras, ((d_query * tiles.early).astype(keys.dtype), *d_keys)
 
-    extras, (d_query, d_key, d_value) = lax.scan(group_of_streams, tiles.no_extras(), jnp.arange(tiles.groups))
+    extras, (d_query, d_key, d_value) = lax.scan(group_of_streams, tiles.no_extras(), jnp.arange(tiles.groups, dtype=jnp.int32))
     d_bias, d_slopes = tiles.join_extras(extras)
-    d_sinks = None
-    if operands.sinks is not None:
-        d_sinks = -(jnp.exp(operands.sinks.astype(dtype)[:, None] - lse) * delta.swapaxes(1, 2)).sum((0, 2))
-        d_sinks = d_sinks.astype(operands.sinks.dtype)
-    joined = tiles.join_queries(d_query), tiles.join_keys(d_key), tiles.join_keys(d_value)
-    return Gradients(*joined, d_bias, d_slopes, d_sinks)
+    return Gradients(tiles.join_queries(d_query), tiles.join_keys(d_key), tiles.join_keys(d_value), d_bias, d_slopes)
 
 
 def tangents(
@@ -175,18 +169,22 @@ def tangents(
                 d_products += tiles.dot("pqh,pkh->pqk", d_queries[group, i], key)
             if d_keys is not None:
                 d_products += tiles.dot("pqh,pkh->pqk", query, d_keys[group, j])
+            d_value = None if d_values is None else d_values[group, j]
+            if masked and d_value is not None:
+                d_products = jnp.where(_finite(d_value)[:, None], d_products, jnp.nan)
+                d_value = _cleaned(d_value)
             weighted = weights * tiles.add_tangents(moving, group, i, j, d_products * slope)
             if masked:
                 weighted = tiles.hide(group, i, j, weighted)
             accumulated += tiles.dot("pqk,pkh->pqh", weighted.astype(value.dtype), value)
-            if d_values is not None:
-                accumulated += tiles.dot("pqk,pkh->pqh", weights.astype(value.dtype), d_values[group, j])
+            if d_value is not None:
+                accumulated += tiles.dot("pqk,pkh->pqh", weights.astype(value.dtype), d_value)
             return accumulated, d_lse + weighted.sum(-1)
 
-        carry = jnp.zeros(query.shape, dtype), jnp.zeros(query.shape[:-1], dtype)
+        carry = tiles.full(query.shape), tiles.full(query.shape[:-1])
         return plan.visit(tiles.batch(group), i, tile, carry)
 
-    accumulated, d_lse = lax.map(row, jnp.arange(tiles.groups * tiles.rows))
+    accumulated, d_lse = lax.map(row, jnp.arange(tiles.groups * tiles.rows, dtype=jnp.int32))
     accumulated, d_lse = tiles.join_queries(accumulated), tiles.join_queries(d_lse)[..., 0]
     if d_operands.sinks is not None:
         weight = jnp.exp(operands.sinks.astype(dtype)[:, None] - lse).swapaxes(1, 2)
@@ -291,7 +289,8 @@ class _Tiles:
         splits = self.key_heads // self.together[1]
         starts = group // splits * self.together[0], group % splits * self.together[1], 0, i * self.bq, j * self.bk
         broadcast = [length == 1 for length in within.shape]
-        return [0 if x else start for x, start in zip(broadcast, starts)], [1 if x else n for x, n in zip(broadcast, self.shape)]
+        starts = [jnp.int32(0 if x else start) for x, start in zip(broadcast, starts)]
+        return starts, [1 if x else n for x, n in zip(broadcast, self.shape)]
 
     def batch(self, group: jax.Array) -> jax.Array:
         """Which of the `B / batches that go together`."""
@@ -312,6 +311,10 @@ class _Tiles:
         return jnp.broadcast_to(self.of_head(self.operands.sinks, group)[..., 0], self.shape[:-1]).reshape(self.streams, -1)
 
     # One tile.
+
+    def full(self, shape: tuple[int, ...], value: float = 0) -> jax.Array:
+        """Where sums start. Like the queries, it may differ from device to device: within a `shard_map` a loop has to know that from the start."""
+        return jnp.full_like(self.operands.query, value, self.dtype, shape=shape)
 
     def dot(self, subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.einsum(subscripts, a, b, precision=self.spec.precision, preferred_element_type=self.dtype)
@@ -383,8 +386,8 @@ class _Tiles:
     def no_extras(self) -> tuple[jax.Array | None, jax.Array | None]:
         """Where the gradients of the bias and of the slopes are summed up."""
         wanted = self.bias is not None and self.spec.bias_gradient
-        d_bias = jnp.zeros(self.bias.shape, self.dtype) if wanted else None
-        return d_bias, None if self.operands.alibi_slopes is None else jnp.zeros(self.num_heads, self.dtype)
+        d_bias = self.full(self.bias.shape) if wanted else None
+        return d_bias, None if self.operands.alibi_slopes is None else self.full((self.num_heads,))
 
     def add_extras(self, extras: Any, group: jax.Array, i: jax.Array, j: jax.Array, d_logits: jax.Array) -> Any:
         d_bias, d_slopes = extras
