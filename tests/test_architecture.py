@@ -18,6 +18,18 @@ def test_kernels_can_be_imported_alone():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def test_kernels_need_nothing_but_jax():
+    """Beside the standard library and what jax itself imports."""
+    code = (
+        "import sys, jax, jax.numpy; roots = lambda: {name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names);"
+        "before = roots(); import pallas_kernels; print(sorted(roots() - before))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        == "['pallas_kernels']"
+    )
+
+
 def test_every_public_function_says_what_it_does():
     import ast
 

@@ -71,7 +71,9 @@ def dot_product_attention(
 
     A row that sees nothing gives 0, a log-sum-exp of −∞ (that of its sink, if it has one) and zero gradients. Differentiable in reverse mode by the implementation's own backward pass, which is deterministic, and in forward mode by XLA tiles; `jax.hessian` works; reverse mode twice does not. `cudnn` and `xla` are jax's and differentiate themselves.
 
-    Returns the output `B T N H` in the query's dtype; with `return_residual` also the log-sum-exp `B T N` in float32, differentiable. Raises `ValueError` for arguments that do not fit together, and `NotImplementedError`, saying why, where the named implementation cannot serve.
+    Arrays may lie over several devices, under `jit` with axes of a mesh that are Auto or Explicit and within `shard_map`: each device computes the batches and heads of the queries that it holds (heads where the number of devices divides that of the key heads, or where there is one), and gathers nothing of those. Lengths are whole on each; forward mode over Auto axes is XLA's to divide.
+
+    Returns the output `B T N H` in the query's dtype; with `return_residual` also the log-sum-exp `B T N` in float32 (float64 for float64), differentiable. Raises `ValueError` for arguments that do not fit together, and `NotImplementedError`, saying why, where the named implementation cannot serve.
     """
     batched = jnp.ndim(query) == 4
     spec, operands = _problem(
@@ -94,7 +96,7 @@ def dot_product_attention(
     if not operands.query.size or not operands.key.size:
         out, lse = _of_nothing(operands)
     elif implementation in ("cudnn", "xla"):
-        out, lse = jax_nn.attention(spec, operands, implementation), None
+        out, lse = jax_nn.attention(spec, _blank(operands), implementation), None
     else:
         out, lse = differentiation.attention(_passes(implementation, interpret), spec, devices.varying_alike(operands))
     if not batched:
@@ -317,9 +319,7 @@ def _call(step: str, name: str, interpret: bool, spec: Spec, operands: Operands,
     return devices.varying_alike(results, operands)
 
 
-def _choose(
-    step: str, implementation: Implementation | None, interpret: bool, spec: Spec, operands: Operands, *rest: Any
-) -> Any:
+def _choose(step: str, implementation: Implementation | None, interpret: bool, spec: Spec, operands: Operands, *rest: Any) -> Any:
     """`_call` of the implementation that is wanted on the platform that is being lowered for."""
     if interpret or implementation == "xla_chunked":
         return _call(step, implementation, interpret, spec, operands, *rest)

@@ -141,6 +141,8 @@ def _rule(arrays: Sequence[str], results: Sequence[str], shared: bool) -> str:
     count = iter(range(1000))
 
     def names(letters: str) -> str:
-        return " ".join(f"x{next(count)}" if letter == "." else "n" if letter == "k" and not shared else letter for letter in letters)
+        return " ".join(
+            f"x{next(count)}" if letter == "." else "n" if letter == "k" and not shared else letter for letter in letters
+        )
 
     return " -> ".join(", ".join(map(names, group)) for group in (arrays, results))

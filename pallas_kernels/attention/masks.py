@@ -6,6 +6,7 @@ A mask answers for any rectangle of (query, key) indices: densely, as a boolean 
 import abc
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -107,9 +108,14 @@ def Causal() -> Local:
 class Segment(Mask):
     """Keys of the query's own segment, for segments that are known beforehand: ids of any integers, in any order, one per position."""
 
-    query_ids: tuple[int, ...]
-    key_ids: tuple[int, ...] | None = None
+    query_ids: Sequence[int]
+    key_ids: Sequence[int] | None = None
     """The same as those of the queries where None."""
+
+    def __post_init__(self) -> None:
+        # A list could not be hashed.
+        for name, ids in (("query_ids", self.query_ids), ("key_ids", self.key_ids)):
+            object.__setattr__(self, name, None if ids is None else tuple(map(int, ids)))
 
     def dense(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         return np.asarray(self.query_ids)[rows][:, None] == np.asarray(self._key_ids)[columns]
@@ -121,7 +127,7 @@ class Segment(Mask):
             )
 
     @property
-    def _key_ids(self) -> tuple[int, ...]:
+    def _key_ids(self) -> Sequence[int]:
         return self.query_ids if self.key_ids is None else self.key_ids
 
     def tiles(self, top: np.ndarray, bottom: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -142,7 +148,10 @@ def _extremes(ids: np.ndarray, first: np.ndarray, last: np.ndarray) -> tuple[np.
 class Global(Mask):
     """Some positions see every key, and every query sees them (Beltagy et al. 2020, section 3.1, "symmetric")."""
 
-    positions: tuple[int, ...]
+    positions: Sequence[int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", tuple(map(int, self.positions)))
 
     def dense(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         return np.isin(rows, self.positions)[:, None] | np.isin(columns, self.positions)
@@ -158,11 +167,11 @@ class Global(Mask):
         return np.where(full, FULL, np.where((queries == 0) & (keys == 0), EMPTY, PARTIAL))
 
 
-def Longformer(window: int, global_positions: tuple[int, ...] = (0,)) -> Mask:
+def Longformer(window: int, global_positions: Sequence[int] = (0,)) -> Mask:
     """`window/2` keys on each side of the query, and global positions that see and are seen by all (Beltagy et al. 2020, section 3.1). Raises `ValueError` if the window is odd."""
     if window % 2:
         raise ValueError(f"window={window}: half of it lies on each side of a query, so give an even number")
-    return Local(window // 2, window // 2) | Global(tuple(global_positions))
+    return Local(window // 2, window // 2) | Global(global_positions)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,7 +44,7 @@ def query_gradient_kernel(
     **how: Any,
 ) -> list[jax.Array]:
     """The gradient of the queries `B N T' H`; with ALiBi also Σ_j d_logit · |distance|, `B N 1 T'`. `lse` and `delta` are `B N 1 T'`."""
-    batches, heads, queries, width = query.shape
+    batches, heads, _, width = query.shape
     blocks = Blocks(schedule, scores, heads // key.shape[1])
     rows = scores.block_q
     slanted = scalars.alibi_slopes is not None

@@ -126,7 +126,9 @@ def backward(
             d_query, d_key, d_value, extras = plan.visit(tiles.batch(group), j, tile, (d_query, zeros, zeros, extras))
             return (d_query, extras), tuple(x.swapaxes(1, 2).astype(keys.dtype) for x in (d_key, d_value))
 
-        (d_query, extras), d_keys = lax.scan(column, (tiles.full(queries.shape[1:]), extras), jnp.arange(tiles.columns, dtype=jnp.int32))
+        (d_query, extras), d_keys = lax.scan(
+            column, (tiles.full(queries.shape[1:]), extras), jnp.arange(tiles.columns, dtype=jnp.int32)
+        )
         return extras, ((d_query * tiles.early).astype(keys.dtype), *d_keys)
 
     extras, (d_query, d_key, d_value) = lax.scan(group_of_streams, tiles.no_extras(), jnp.arange(tiles.groups, dtype=jnp.int32))

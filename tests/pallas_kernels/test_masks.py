@@ -97,8 +97,23 @@ def test_tiles_of_a_long_band_are_found_without_looking_at_every_pair() -> None:
         lambda: Longformer(5),
         lambda: BigBird(8, window_blocks=2),
         lambda: tile_table(BigBird(2, block=8), 17, 17, 8, 8),
+        lambda: tile_table(BigBird(2, block=8), 1, 17, 8, 8),
+        lambda: tile_table(BigBird(2, block=8), 17, 1, 8, 8),
+        lambda: tile_table(Segment(IDS), LENGTH + 1, 3, 8, 8),
+        lambda: tile_table(Segment(IDS), 3, LENGTH + 1, 8, 8),
+        lambda: tile_table(Segment(IDS, IDS[:5]), LENGTH, 6, 8, 8),
+        lambda: tile_table(Causal() & Segment(IDS), LENGTH + 1, 3, 8, 8),
+        lambda: tile_table(Segment(IDS) & Causal(), LENGTH + 1, 3, 8, 8),
+        lambda: tile_table(Causal() | Segment(IDS), LENGTH + 1, 3, 8, 8),
+        lambda: tile_table(Segment(IDS) | Causal(), LENGTH + 1, 3, 8, 8),
     ],
 )
 def test_wrong_arguments_are_refused(make: object) -> None:
-    with pytest.raises(ValueError, match="give an even|odd number|reaches 0|blocks of 8"):
+    with pytest.raises(ValueError, match="give an even|odd number|reaches 0|blocks of 8|one id per position"):
         make()
+
+
+def test_lists_and_arrays_of_integers_will_do() -> None:
+    assert Segment(list(IDS)) == Segment(np.asarray(IDS)) == Segment(IDS) and hash(Segment(list(IDS))) == hash(Segment(IDS))
+    assert Longformer(4, [1, 3]) == Longformer(4, np.asarray([1, 3])) and hash(Global([3])) == hash(Global((3,)))
+    assert tile_table(Segment([0, 0, 1], [1, 0]), 3, 2, 2, 2).states.shape == (2, 1)
