@@ -66,7 +66,7 @@ def dot_product_attention(
     - `q_offset`: a scalar or `B`: the position of the first query, for decoding and for pieces of a sequence.
     - `block_mask`: an object of `attention.masks`, known while tracing: empty tiles are skipped.
     - `block_sizes`, `precision`: see `attention.problem.BlockSizes`, `jax.lax.Precision`.
-    - `implementation`: None chooses by the platform that is being lowered for: the kernel of that platform where it serves, else `xla_chunked`. A named one that cannot serve raises; `kernel` is that of the platform or an error.
+    - `implementation`: None chooses by the platform that is being lowered for: the kernel of that platform where it serves, else `xla_chunked`. A named one that cannot serve raises; `kernel` is that of the platform or an error. A program that `jax.export` makes for several platforms at once needs a named one: jax lowers each for all of them.
     - `interpret`: runs the named kernel in its interpreter, on a CPU.
 
     A row that sees nothing gives 0, a log-sum-exp of −∞ (that of its sink, if it has one) and zero gradients. Differentiable in reverse mode by the implementation's own backward pass, which is deterministic, and in forward mode by XLA tiles; `jax.hessian` works; reverse mode twice does not. `cudnn` and `xla` are jax's and differentiate themselves.
@@ -341,6 +341,9 @@ def _choose(step: str, implementation: Implementation | None, interpret: bool, s
                 reason = "no GPU of compute capability 9 is in sight"
             if reason is None:
                 branches[platform] = functools.partial(_call, step, name, False, spec)
+                if implementation is None and platform == "tpu":
+                    whole = functools.partial(_call, step, "xla_chunked", False, dataclasses.replace(spec, whole_batch=True))
+                    branches[platform] = functools.partial(devices.unless_divided, branches[platform], whole)
             elif implementation is not None:
                 branches[platform] = refuse(f"the attention kernel {name} cannot serve here: {reason}")
     if implementation is None:

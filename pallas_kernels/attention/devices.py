@@ -1,6 +1,6 @@
 """Over several devices, each computes the batches and the heads that it holds: no two of them have to do with each other.
 
-XLA does not see that by itself. A loop over tiles makes it gather everything on every device, and a kernel it cannot divide at all. So it is told, in the three ways in which arrays of jax may lie over a mesh: where XLA decides (axes of type Auto) by `custom_partitioning`, where the types of arrays say it (Explicit) by a `shard_map`, and within somebody's `shard_map` (Manual) there is nothing left to divide.
+XLA does not see that by itself. A loop over tiles makes it gather everything on every device, and a kernel it cannot divide at all. So it is told, in the three ways in which arrays of jax may lie over a mesh: where XLA decides (axes of type Auto) by `custom_partitioning`, which TPUs do not have, where the types of arrays say it (Explicit) by a `shard_map`, and within somebody's `shard_map` (Manual) there is nothing left to divide.
 """
 
 import functools
@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.experimental.custom_partitioning import custom_partitioning
+from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -51,6 +53,32 @@ def divided_tangents(
     moving_axes = Gradients(*(None if x is None else getattr(axes, name) for name, x in zip(Gradients._fields, moving)))
     args = operands, out, lse, moving
     return _divided(functools.partial(tangents, spec), args, (axes, OUT, LSE, moving_axes), (OUT, LSE), True)
+
+
+def unless_divided(kernel: Callable[..., Any], otherwise: Callable[..., Any], *args: Any) -> Any:
+    """`kernel(*args)`, but `otherwise(*args)` in a program that XLA divides over several devices: it cannot divide a kernel."""
+    flat, tree = jax.tree.flatten(args)
+    call, shapes = jax.make_jaxpr(lambda *flat: kernel(*jax.tree.unflatten(tree, flat)), return_shape=True)(*flat)
+
+    def instead(*flat: jax.Array) -> Any:
+        return jax.tree.leaves(otherwise(*jax.tree.unflatten(tree, flat)))
+
+    return jax.tree.unflatten(jax.tree.structure(shapes), unless_divided_p.bind(*flat, call=call, instead=instead))
+
+
+def _lower_unless_divided(ctx: Any, *args: Any, call: Any, instead: Callable[..., Any]) -> Any:
+    context = ctx.module_context.axis_context
+    if hasattr(context, "manual_axes"):
+        divided = set(context.manual_axes) | set(context.mesh.manual_axes) != set(context.mesh.axis_names)
+    else:
+        divided = context.num_devices > 1
+    return mlir.lower_fun(instead if divided else jaxpr_as_fun(call), multiple_results=True)(ctx, *args)
+
+
+unless_divided_p = Primitive("attention_unless_divided")
+unless_divided_p.multiple_results = True
+unless_divided_p.def_abstract_eval(lambda *args, call, instead: call.out_avals)
+mlir.register_lowering(unless_divided_p, _lower_unless_divided)
 
 
 def varying_alike(arrays: Any, like: Any = None) -> Any:
@@ -130,10 +158,11 @@ def _divided(
         places = jax.tree.map(lambda letters: NamedSharding(mesh, division.spec(letters)), (results, axes))
         return mesh, part(division), *places
 
-    call = custom_partitioning(jax.jit(f))
+    f = jax.jit(f)
+    call = custom_partitioning(f)
     shared = operands.query.shape[2] > operands.key.shape[2]
     call.def_partition(partition, sharding_rule=_rule(jax.tree.leaves(axes), jax.tree.leaves(results), shared))
-    return call(*args)
+    return jax.lax.platform_dependent(*args, tpu=f, default=call)  # The compiler for TPUs has no such calls.
 
 
 def _rule(arrays: Sequence[str], results: Sequence[str], shared: bool) -> str:

@@ -70,6 +70,8 @@ class Spec:
     block_sizes: BlockSizes = BlockSizes()
     precision: jax.lax.Precision | None = None
     """Of the products of float32 operands; None is jax's default for the platform."""
+    whole_batch: bool = False
+    """Of tiles of XLA: all examples go through together, so that XLA can divide them over devices."""
     bias_gradient: bool = True
     """Without it `backward` gives None for `bias`, and needs no memory of its size."""
 

@@ -234,7 +234,9 @@ class _Tiles:
         self.early, self.late = (spec.scale, 1.0) if folds else (1.0, spec.scale)
         self.bq = block_q or _block(self.queries, max(TILE // self.heads, 32))
         self.bk = block_kv or _block(self.keys, TILE)
-        self.together = _together(self.batches, self.key_heads, self.heads * self.bq * self.bk)
+        self.together = self.batches, 1
+        if not spec.whole_batch:
+            self.together = _together(self.batches, self.key_heads, self.heads * self.bq * self.bk)
         self.streams = self.together[0] * self.together[1]
         self.groups = self.batches * self.key_heads // self.streams
         self.rows, self.columns = -(-self.queries // self.bq), -(-self.keys // self.bk)

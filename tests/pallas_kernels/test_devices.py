@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -123,6 +124,23 @@ def test_a_kernel_is_divided_as_well() -> None:
     compiled = jax.jit(jax.value_and_grad(step)).lower(*given).compile()
     assert_close(compiled(*given), jax.value_and_grad(loss)(moving, hiding))
     assert "all-gather" not in compiled.as_text()
+
+
+@four_devices
+def test_a_program_for_tpus_has_the_kernel_where_xla_need_not_divide_it() -> None:
+    """The compiler for TPUs can be told nothing about dividing: there XLA divides tiles, which all examples go through together."""
+    shape, check = jax.ShapeDtypeStruct((4, 256, 2, 64), jnp.bfloat16), export.DisabledSafetyCheck.custom_call("tpu_custom_call")
+
+    def kernels(attend: Callable[..., Any], **placed: Any) -> int:
+        step = jax.jit(lambda *qkv: jax.vjp(attend, *qkv)[1](qkv[0]), **placed)
+        return (
+            export.export(step, platforms=["tpu"], disabled_checks=[check])(*[shape] * 3).mlir_module().count("@tpu_custom_call")
+        )
+
+    mesh = mesh_of(AxisType.Auto, 4, 1)
+    mapped = jax.shard_map(dot_product_attention, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    assert kernels(dot_product_attention) == kernels(mapped) == 3
+    assert kernels(dot_product_attention, in_shardings=NamedSharding(mesh, P("data"))) == 0
 
 
 @four_devices
