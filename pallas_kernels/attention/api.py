@@ -298,14 +298,18 @@ def _forward(
     implementation: Implementation | None, interpret: bool, spec: Spec, operands: Operands
 ) -> tuple[jax.Array, jax.Array]:
     forward = functools.partial(_choose, "forward", implementation, interpret)
-    return vmap.foldable_forward(functools.partial(devices.divided_forward, forward), spec, operands)
+    if not interpret:  # An interpreter is for one device: it has side effects, which nobody divides.
+        forward = functools.partial(devices.divided_forward, forward)
+    return vmap.foldable_forward(forward, spec, operands)
 
 
 def _backward(
     implementation: Implementation | None, interpret: bool, spec: Spec, operands: Operands, *rest: jax.Array | None
 ) -> Gradients:
     backward = functools.partial(_choose, "backward", implementation, interpret)
-    return vmap.foldable_backward(functools.partial(devices.divided_backward, backward), spec, operands, *rest)
+    if not interpret:
+        backward = functools.partial(devices.divided_backward, backward)
+    return vmap.foldable_backward(backward, spec, operands, *rest)
 
 
 def _call(step: str, name: str, interpret: bool, spec: Spec, operands: Operands, *rest: Any) -> Any:
