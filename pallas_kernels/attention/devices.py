@@ -4,6 +4,8 @@ XLA does not see that by itself. A loop over tiles makes it gather everything on
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -55,32 +57,6 @@ def divided_tangents(
     return _divided(functools.partial(tangents, spec), args, (axes, OUT, LSE, moving_axes), (OUT, LSE), True)
 
 
-def unless_divided(kernel: Callable[..., Any], otherwise: Callable[..., Any], *args: Any) -> Any:
-    """`kernel(*args)`, but `otherwise(*args)` in a program that XLA divides over several devices: it cannot divide a kernel."""
-    flat, tree = jax.tree.flatten(args)
-    call, shapes = jax.make_jaxpr(lambda *flat: kernel(*jax.tree.unflatten(tree, flat)), return_shape=True)(*flat)
-
-    def instead(*flat: jax.Array) -> Any:
-        return jax.tree.leaves(otherwise(*jax.tree.unflatten(tree, flat)))
-
-    return jax.tree.unflatten(jax.tree.structure(shapes), unless_divided_p.bind(*flat, call=call, instead=instead))
-
-
-def _lower_unless_divided(ctx: Any, *args: Any, call: Any, instead: Callable[..., Any]) -> Any:
-    context = ctx.module_context.axis_context
-    if hasattr(context, "manual_axes"):
-        divided = set(context.manual_axes) | set(context.mesh.manual_axes) != set(context.mesh.axis_names)
-    else:
-        divided = context.num_devices > 1
-    return mlir.lower_fun(instead if divided else jaxpr_as_fun(call), multiple_results=True)(ctx, *args)
-
-
-unless_divided_p = Primitive("attention_unless_divided")
-unless_divided_p.multiple_results = True
-unless_divided_p.def_abstract_eval(lambda *args, call, instead: call.out_avals)
-mlir.register_lowering(unless_divided_p, _lower_unless_divided)
-
-
 def varying_alike(arrays: Any, like: Any = None) -> Any:
     """Arrays that differ from device to device along the same axes of a `shard_map` as all of them (or `like`) together do, as its `check_vma` wants to see them. Nothing is computed."""
     together = frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(arrays if like is None else like)))
@@ -115,10 +91,7 @@ class _Division(NamedTuple):
         def names(axis: int, length: int) -> tuple[str, ...]:
             given = spec[axis] if axis < len(spec) else None
             given = given if isinstance(given, tuple) else () if given is None else (given,)
-            parts = 1
-            for name in given:
-                parts *= mesh.shape[name]
-            return given if length % parts == 0 else ()
+            return given if length % math.prod(mesh.shape[name] for name in given) == 0 else ()
 
         (batches, _, heads, _), key_heads = operands.query.shape, operands.key.shape[2]
         return _Division(mesh, names(0, batches), names(2, key_heads if key_heads > 1 else heads))
@@ -167,7 +140,7 @@ def _divided(
 
 def _rule(arrays: Sequence[str], results: Sequence[str], shared: bool) -> str:
     """Which axes XLA should divide alike, in the notation of `custom_partitioning`. Where heads share keys, those of queries and of keys are not the same."""
-    count = iter(range(1000))
+    count = itertools.count()
 
     def names(letters: str) -> str:
         return " ".join(
@@ -175,3 +148,32 @@ def _rule(arrays: Sequence[str], results: Sequence[str], shared: bool) -> str:
         )
 
     return " -> ".join(", ".join(map(names, group)) for group in (arrays, results))
+
+
+# What is left to XLA.
+
+
+def unless_divided(kernel: Callable[..., Any], otherwise: Callable[..., Any], *args: Any) -> Any:
+    """`kernel(*args)`, but `otherwise(*args)` in a program that XLA divides over several devices: it cannot divide a kernel."""
+    flat, tree = jax.tree.flatten(args)
+    call, shapes = jax.make_jaxpr(lambda *flat: kernel(*jax.tree.unflatten(tree, flat)), return_shape=True)(*flat)
+
+    def instead(*flat: jax.Array) -> Any:
+        return jax.tree.leaves(otherwise(*jax.tree.unflatten(tree, flat)))
+
+    return jax.tree.unflatten(jax.tree.structure(shapes), unless_divided_p.bind(*flat, call=call, instead=instead))
+
+
+def _lower_unless_divided(ctx: Any, *args: Any, call: Any, instead: Callable[..., Any]) -> Any:
+    context = ctx.module_context.axis_context
+    if hasattr(context, "manual_axes"):
+        divided = set(context.manual_axes) | set(context.mesh.manual_axes) != set(context.mesh.axis_names)
+    else:
+        divided = context.num_devices > 1
+    return mlir.lower_fun(instead if divided else jaxpr_as_fun(call), multiple_results=True)(ctx, *args)
+
+
+unless_divided_p = Primitive("attention_unless_divided")
+unless_divided_p.multiple_results = True
+unless_divided_p.def_abstract_eval(lambda *args, call, instead: call.out_avals)
+mlir.register_lowering(unless_divided_p, _lower_unless_divided)

@@ -99,8 +99,7 @@ def _sinks_gradient(sinks: jax.Array, out: jax.Array, lse: jax.Array, d_out: jax
     delta = jnp.einsum("btnh,btnh->bnt", out, d_out, preferred_element_type=lse.dtype)
     delta = delta if d_lse is None else delta - d_lse
     # A sink of −∞ is none.
-    weights = jnp.where(lse == -jnp.inf, 0, jnp.exp(sinks[:, None] - lse))
-    return -(weights * delta).sum((0, 2))
+    return -jnp.where(lse == -jnp.inf, 0, jnp.exp(sinks[:, None] - lse) * delta).sum((0, 2))
 
 
 @dataclasses.dataclass(frozen=True)
