@@ -1,64 +1,19 @@
-"""FlashAttention for Hopper (H100, H200) in Pallas's Mosaic GPU: what the kernels serve, with which tiles, and how the operands reach them.
+"""FlashAttention for Hopper (H100, H200) in Pallas's Mosaic GPU: what the kernels serve, and how the operands reach them.
 
-`mosaic_gpu_forward` and `mosaic_gpu_backward` are the kernels, `mosaic_gpu_scores` is what they have in common, `mosaic_gpu_dialect` the few words for which GPU and interpreter need different ones. Begin with the forward pass.
+`mosaic_gpu_forward` and `mosaic_gpu_backward` are the kernels, `mosaic_gpu_tiles` chooses their tiles, `mosaic_gpu_scores` is what they have in common, `mosaic_gpu_dialect` the few words for which GPU and interpreter need different ones. Begin with the forward pass.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention.masks import And, Local, Mask
-from pallas_kernels.attention.mosaic_gpu_backward import key_value_gradient_kernel, query_gradient_kernel, rows_of_keys
-from pallas_kernels.attention.mosaic_gpu_dialect import CONSUMERS, ROWS, Dialect
+from pallas_kernels.attention.mosaic_gpu_backward import key_value_gradient_kernel, query_gradient_kernel
+from pallas_kernels.attention.mosaic_gpu_dialect import Dialect
 from pallas_kernels.attention.mosaic_gpu_forward import forward_kernel
 from pallas_kernels.attention.mosaic_gpu_scores import LOG2_E, Extras, Scores
+from pallas_kernels.attention.mosaic_gpu_tiles import BLOCK, kernel_width, refusal, rows_of_keys, tuning
 from pallas_kernels.attention.problem import Gradients, Operands, Spec
 from pallas_kernels.attention.tiles import tile_states, visits
-
-BLOCK = CONSUMERS * ROWS
-"""Rows that a block of the grid owns."""
-
-
-class Tiles(NamedTuple):
-    """What a kernel steps through: so many rows of the other side at a time, and how many such tiles are under way."""
-
-    rows: int
-    stages: int
-
-
-class Tuning(NamedTuple):
-    """The tiles of the three kernels."""
-
-    forward: Tiles
-    query_gradient: Tiles
-    key_value_gradient: Tiles
-
-
-# By the width of a head. Chosen by the compiler's word and by analysis, not by measurements: each is the largest tile with which ptxas spills no register and keeps every wgmma asynchronous (`tests/pallas_kernels/test_aot_gpu.py`), with as many stages as the 227 KiB of shared memory hold. Narrow heads get more stages, because their tiles are sooner done with.
-TUNING = {
-    64: Tuning(Tiles(128, 4), Tiles(128, 3), Tiles(64, 4)),
-    128: Tuning(Tiles(128, 2), Tiles(128, 2), Tiles(64, 3)),
-    256: Tuning(Tiles(64, 2), Tiles(64, 1), Tiles(64, 2)),
-}
-# A soft cap and ALiBi compute with every logit, and need the registers.
-CROWDED = {
-    64: Tuning(Tiles(64, 6), Tiles(64, 4), Tiles(64, 4)),
-    128: Tuning(Tiles(64, 3), Tiles(64, 3), Tiles(64, 2)),
-}
-# With segments, a tile's ids are beside its logits in the forward pass: 32 registers for 128 keys, of which there are two too few.
-PACKED = TUNING | {128: TUNING[128]._replace(forward=Tiles(64, 4))}
-
-
-def _width(width: int) -> int:
-    """That of the kernel which serves heads so wide."""
-    return min(each for each in TUNING if each >= width)
-
-
-def _tuning(spec: Spec, operands: Operands) -> Tuning:
-    crowded = spec.soft_cap is not None or operands.alibi_slopes is not None
-    packed = operands.q_segment_ids is not None
-    return (CROWDED if crowded else PACKED if packed else TUNING)[_width(operands.query.shape[-1])]
 
 
 def _sides(mask: Mask | None) -> tuple[int | None, int | None] | None:
@@ -99,15 +54,12 @@ def supports(spec: Spec, operands: Operands) -> str | None:
         return f"the scale has to be positive, and is {spec.scale}"
     if (spec.soft_cap is not None or operands.alibi_slopes is not None) and query.shape[-1] > 128:
         return f"a soft cap or ALiBi leaves too few registers for heads wider than 128, and these are {query.shape[-1]}"
-    for name, blocks in (("query", "query_backward"), ("key", "key_backward")):
-        if getattr(spec.block_sizes, name) is not None or getattr(spec.block_sizes, blocks) is not None:
-            return "its tiles are fixed by the width of the heads: leave block_sizes out"
-    return None
+    return refusal(spec, operands)
 
 
 def forward(spec: Spec, operands: Operands, *, interpret: bool = False) -> tuple[jax.Array, jax.Array]:
     """The output `B T N H` and lse `B N T`; see `problem`."""
-    tiles = _tuning(spec, operands).forward
+    tiles = tuning(spec, operands).forward
     scores = _scores(spec, operands, BLOCK, tiles.rows)
     arrays = (_pad(x, interpret) for x in operands[:3])
     out, lse = forward_kernel(Dialect(interpret), scores, *tiles, *arrays)
@@ -130,7 +82,7 @@ def backward(
     interpret: bool = False,
 ) -> Gradients:
     """See `problem`."""
-    tuning, dialect = _tuning(spec, operands), Dialect(interpret)
+    chosen, dialect = tuning(spec, operands), Dialect(interpret)
     out_product = jnp.einsum("btnh,btnh->bnt", out, d_out, preferred_element_type=jnp.float32)
     delta = out_product if d_lse is None else out_product - d_lse
     live = lse > -jnp.inf
@@ -142,11 +94,13 @@ def backward(
     rows = (jnp.pad(x, overhang, constant_values=fill) for x, fill in zip(rows, (jnp.inf, 0)))
     arrays = *(_pad(x, interpret) for x in (*operands[:3], d_out)), *rows
 
-    tiles = tuning.query_gradient
+    tiles = chosen.query_gradient
     scores = _scores(spec, operands, BLOCK, tiles.rows)
     d_query, *slopes = query_gradient_kernel(dialect, scores, *tiles, *arrays)
-    tiles = tuning.key_value_gradient
-    scores = _scores(spec, operands, tiles.rows, rows_of_keys(_width(operands.key.shape[-1]), scores.plain), keys_first=True)
+    tiles = chosen.key_value_gradient
+    scores = _scores(
+        spec, operands, tiles.rows, rows_of_keys(kernel_width(operands.key.shape[-1]), scores.plain), keys_first=True
+    )
     d_key, d_value = key_value_gradient_kernel(dialect, scores, *tiles, *arrays)
     d_slopes = None
     if slopes:
@@ -168,7 +122,7 @@ def _live(operands: Operands) -> jax.Array:
 def _pad(x: jax.Array, interpret: bool) -> jax.Array:
     """Heads as wide as the kernel's. Beyond the end of an array TMA reads zeros and writes nothing, but it wants lengths that are multiples of the 8 rows of a swizzled tile. The interpreter gets full tiles, with those zeros."""
     overhang = -x.shape[1] % (BLOCK if interpret else 8)
-    return jnp.pad(x, [(0, 0), (0, overhang), (0, 0), (0, _width(x.shape[-1]) - x.shape[-1])])
+    return jnp.pad(x, [(0, 0), (0, overhang), (0, 0), (0, kernel_width(x.shape[-1]) - x.shape[-1])])
 
 
 def _cut(x: jax.Array, like: jax.Array) -> jax.Array:
@@ -187,7 +141,7 @@ def _scores(spec: Spec, operands: Operands, queries: int, keys: int, *, keys_fir
     limits = order = counts = q_ids = kv_ids = None
     given = operands.q_offset, operands.query_lengths, operands.key_value_lengths
     # Wide heads need them all the same: where the compiler knows how many tiles there are, it sees through `mosaic_gpu_dialect.zero`.
-    if any(array is not None for array in given) or _width(operands.query.shape[-1]) > 128:
+    if any(array is not None for array in given) or kernel_width(operands.query.shape[-1]) > 128:
         filled = (jnp.full((batches,), default) if x is None else x for x, default in zip(given, (0, rows, columns)))
         limits = jnp.stack([x.astype(jnp.int32) for x in filled], axis=1)
     if operands.q_segment_ids is not None:

@@ -13,6 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.attention.mosaic_gpu_dialect import CONSUMERS, ROWS, Dialect, Index, Ref, Ring, tile, zero
 from pallas_kernels.attention.mosaic_gpu_scores import Scores, band, columns_of, distances, rows_of
+from pallas_kernels.attention.mosaic_gpu_tiles import rows_of_keys
 
 
 def query_gradient_kernel(
@@ -143,11 +144,6 @@ def query_gradient_kernel(
     grid = {"batch": batches, "head": heads, "line": pl.cdiv(queries, CONSUMERS * ROWS)}
     arrays = query, key, value, d_out, lse, delta, *(array for array in scores.extras if array is not None)
     return dialect.launch(attention_query_gradient, (query, lse, lse) if slanted else (query,), scratch, grid)(*arrays)
-
-
-def rows_of_keys(width: int, plain: bool) -> int:
-    """How many keys a block owns. The sums of 64 keys in 128 columns, twice, are 128 registers of a lane; a soft cap and ALiBi leave room for half of that."""
-    return CONSUMERS * ROWS if width <= (128 if plain else 64) else ROWS
 
 
 def key_value_gradient_kernel(

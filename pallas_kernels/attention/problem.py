@@ -55,6 +55,12 @@ class BlockSizes:
     key: int | None = None
     query_backward: int | None = None
     key_backward: int | None = None
+    key_stages: int | None = None
+    """Of `mosaic_gpu` alone: how many tiles of keys, and of values, are under way in the forward pass."""
+    query_backward_stages: int | None = None
+    """Tiles of queries, for the gradients of keys and values."""
+    key_backward_stages: int | None = None
+    """Tiles of keys, for the gradient of the queries."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ It needs jax's CUDA plugin: `pip install --no-deps jax-cuda13-plugin==V jax-cuda
 """
 
 import importlib.util
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -21,8 +22,8 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pallas_kernels.attention import mosaic_gpu
-from pallas_kernels.attention.problem import Operands, Spec
+from pallas_kernels.attention import mosaic_gpu, mosaic_gpu_tiles
+from pallas_kernels.attention.problem import BlockSizes, Operands, Spec
 
 pytestmark = [
     pytest.mark.aot,
@@ -52,16 +53,26 @@ FEATURES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    """One H100 that is not there."""
-    description = Path(__file__).with_name("h100.txtpb").read_text()
-    topology = topologies.get_topology_desc(platform="cuda", topology_name="h100", target_config=description, topology="1x1x1")
+@pytest.fixture(scope="module", autouse=True)
+def without_cache() -> Iterator[None]:
+    """What comes from the cache has not been compiled, and ptxas has said nothing."""
     kept = jax.config.jax_enable_compilation_cache
-    # What comes from the cache has not been compiled, and ptxas has said nothing.
     jax.config.update("jax_enable_compilation_cache", False)
-    yield Mesh(np.array(topology.devices[:1]), ("x",))
+    yield
     jax.config.update("jax_enable_compilation_cache", kept)
+
+
+def mesh_of(name: str) -> Mesh:
+    """One GPU that is not there."""
+    description = Path(__file__).with_name(f"{name}.txtpb").read_text()
+    topology = topologies.get_topology_desc(platform="cuda", topology_name=name, target_config=description, topology="1x1x1")
+    return Mesh(np.array(topology.devices[:1]), ("x",))
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Mesh:
+    """An H100, which stands for the H200: `test_an_h200_gets_the_code_of_an_h100`."""
+    return mesh_of("h100")
 
 
 def arguments(mesh: Mesh, width: int, length: int, names: tuple[str, ...], key_heads: int, dtype: Any) -> tuple[Any, ...]:
@@ -80,7 +91,7 @@ def arguments(mesh: Mesh, width: int, length: int, names: tuple[str, ...], key_h
     return Operands(out, key, key, **extras), out, lse, out, lse
 
 
-def compile_(
+def lower(
     mesh: Mesh,
     width: int,
     names: tuple[str, ...],
@@ -89,23 +100,31 @@ def compile_(
     dtype: Any = jnp.bfloat16,
     **spec: Any,
 ) -> list[Any]:
-    """The forward and the backward pass. Mosaic refuses a kernel that needs more than the 227 KiB of shared memory."""
+    """The forward and the backward pass."""
     spec = Spec(width**-0.5, **spec)
     operands, *rest = arguments(mesh, width, length, names, key_heads, dtype)
+    assert mosaic_gpu.supports(spec, operands) is None
     with jax.set_mesh(mesh):
-        forward = jax.jit(lambda operands: mosaic_gpu.forward(spec, operands)).lower(operands).compile()
-        backward = jax.jit(lambda *all_: mosaic_gpu.backward(spec, *all_)).lower(operands, *rest).compile()
-    return [forward, backward]
+        forward = jax.jit(lambda operands: mosaic_gpu.forward(spec, operands)).lower(operands)
+        return [forward, jax.jit(lambda *all_: mosaic_gpu.backward(spec, *all_)).lower(operands, *rest)]
+
+
+def compile_(mesh: Mesh, *args: Any, **kwargs: Any) -> list[Any]:
+    """What `lower` gives, compiled. Mosaic refuses a kernel that needs more than the 227 KiB of shared memory."""
+    lowered = lower(mesh, *args, **kwargs)
+    with jax.set_mesh(mesh):
+        return [each.compile() for each in lowered]
 
 
 def judge(report: str) -> None:
-    """On what ptxas says: nothing spilled, no products one after another. Kernels that a test before this one has compiled are not compiled again."""
+    """On what ptxas says: nothing spilled, no products one after another. Kernels that a test before this one has compiled are not compiled again, but some of them are new in each."""
+    assert "Compiling entry function" in report, "ptxas has compiled nothing, or its word did not come through"
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
-    assert all(int(number) == 0 for pair in spills for number in pair), report
+    assert spills and all(int(number) == 0 for pair in spills for number in pair), report
     assert "serialized" not in report, report
 
 
-@pytest.mark.parametrize("width", list(mosaic_gpu.TUNING))
+@pytest.mark.parametrize("width", mosaic_gpu_tiles.WIDTHS)
 @pytest.mark.parametrize("feature", list(FEATURES))
 def test_keeps_everything_in_registers_and_products_asynchronous(
     mesh: Mesh, width: int, feature: str, capfd: pytest.CaptureFixture[str]
@@ -121,10 +140,62 @@ def test_keeps_everything_in_registers_and_products_asynchronous(
     judge(report)
 
 
-@pytest.mark.parametrize("width", list(mosaic_gpu.TUNING))
+@pytest.mark.parametrize("width", mosaic_gpu_tiles.WIDTHS)
 def test_so_it_is_with_shared_keys_odd_lengths_and_float16(mesh: Mesh, width: int, capfd: pytest.CaptureFixture[str]) -> None:
     compile_(mesh, width, (), length=4095, key_heads=2, dtype=jnp.float16, is_causal=True)
     judge("".join(capfd.readouterr()))
+
+
+LOGITS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "plain": ({}, ()),
+    "segments": ({}, ("q_segment_ids", "kv_segment_ids")),
+    "crowded": ({"soft_cap": 50.0}, ("alibi_slopes", "q_segment_ids", "kv_segment_ids")),
+}
+"""What stands for each kind of logits: that which needs the most registers."""
+
+
+@pytest.mark.parametrize(
+    "entry", mosaic_gpu_tiles.shipped(), ids=lambda entry: f"{entry['logits']}-{entry['width']}-{entry['length']}"
+)
+def test_so_does_every_entry_of_the_table_of_tiles(mesh: Mesh, entry: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    """At a length that no other test has, so that the kernels are compiled here."""
+    spec, names = LOGITS[entry["logits"]]
+    for causal in {False, True} if entry["causal"] is None else {entry["causal"]}:
+        sizes, dtype = BlockSizes(**entry["block_sizes"]), jnp.dtype(entry["dtype"] or "bfloat16")
+        compile_(mesh, entry["width"], names, entry["length"] + 2048, dtype=dtype, is_causal=causal, block_sizes=sizes, **spec)
+        judge("".join(capfd.readouterr()))
+
+
+@pytest.mark.parametrize("width", mosaic_gpu_tiles.WIDTHS)
+@pytest.mark.parametrize("logits", mosaic_gpu_tiles.LARGEST)
+def test_so_do_all_tiles_that_are_accepted(mesh: Mesh, logits: str, width: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """Those that `--tune` tries, and those with as many stages as shared memory is said to have room for."""
+    if width not in mosaic_gpu_tiles.LARGEST[logits]:
+        pytest.skip("it has no kernel for such heads")
+    spec, names = LOGITS[logits]
+
+    def choices(kernel: str) -> list[mosaic_gpu_tiles.Tiles]:
+        tried = mosaic_gpu_tiles.candidates(kernel, logits, width)
+        most = [tiles._replace(stages=mosaic_gpu_tiles.most_stages(kernel, logits, width, tiles.rows)) for tiles in tried]
+        return list(dict.fromkeys([*tried, *most]))
+
+    kernels = mosaic_gpu_tiles.Tuning._fields
+    # The three kernels take their turns together; where one has fewer choices than another, its last one again.
+    for row in itertools.zip_longest(*map(choices, kernels)):
+        sizes = dict(
+            zip(
+                itertools.chain(*(mosaic_gpu_tiles.FIELDS[kernel] for kernel in kernels)),
+                itertools.chain(*(x or (None, None) for x in row)),
+            )
+        )
+        compile_(mesh, width, names, 6144, is_causal=True, block_sizes=BlockSizes(**sizes), **spec)
+    judge("".join(capfd.readouterr()))
+
+
+def test_an_h200_gets_the_code_of_an_h100(mesh: Mesh) -> None:
+    """It has more memory, and faster one, which XLA is told and the kernels do not ask about: one description stands for both."""
+    for one, other in zip(lower(mesh, 64, (), is_causal=True), lower(mesh_of("h200"), 64, (), is_causal=True)):
+        assert "mosaic_gpu" in one.as_text() and one.as_text() == other.as_text()
 
 
 def test_temporary_memory_is_linear_in_the_length(mesh: Mesh) -> None:

@@ -1,5 +1,6 @@
 """The Hopper kernels in jax's interpreter for Mosaic GPU, which runs their threads, barriers and copies on the CPU and watches for races."""
 
+import functools
 import importlib
 from typing import Any
 
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention import mosaic_gpu, mosaic_gpu_dialect, reference
+from pallas_kernels import dot_product_attention
+from pallas_kernels.attention import mosaic_gpu, mosaic_gpu_dialect, mosaic_gpu_tiles, reference
 from pallas_kernels.attention.masks import BigBird, Causal, Local
 from pallas_kernels.attention.problem import BlockSizes, Operands, Spec
 
@@ -151,6 +153,64 @@ def test_multiplies_float16_and_heads_share_keys() -> None:
     check(Spec(0.1, is_causal=True), *draw(1, 70, 70, 2, 1, 64, jnp.float16))
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        BlockSizes(key=64, key_stages=1, key_backward=64, key_backward_stages=1, query_backward=128, query_backward_stages=1),
+        pytest.param(BlockSizes(128, 128, 64, 128, key_stages=3, query_backward_stages=5, key_backward_stages=2), marks=SLOW),
+    ],
+)
+def test_tiles_that_the_caller_gives_compute_what_the_tables_do(sizes: BlockSizes) -> None:
+    (*qkv, d_out), _ = draw(1, 130, 130, 1, 1, 64, jnp.bfloat16)
+
+    def run(sizes: BlockSizes) -> list[jax.Array]:
+        attend = functools.partial(
+            dot_product_attention, is_causal=True, implementation="mosaic_gpu", interpret=True, block_sizes=sizes
+        )
+        out, pull = jax.vjp(attend, *qkv)
+        return [out, *pull(d_out)]
+
+    given, default = run(sizes), run(BlockSizes())
+    assert not interpreter.get_races().races_found
+    for one, other in zip(given, default):
+        # In bfloat16 sums in another order differ in the last bit.
+        np.testing.assert_allclose(np.float32(one), np.float32(other), rtol=2**-7, atol=2**-8)
+
+
+def test_every_entry_of_the_table_of_tiles_is_one_that_the_kernels_take() -> None:
+    extras = {
+        "plain": {},
+        "segments": {"q_segment_ids": struct(2, 8, dtype=jnp.int32), "kv_segment_ids": struct(2, 8, dtype=jnp.int32)},
+        "crowded": {"alibi_slopes": struct(4, dtype=jnp.float32)},
+    }
+    served = set()
+    for entry in mosaic_gpu_tiles.shipped():
+        sizes = BlockSizes(**entry["block_sizes"])
+        operands = Operands(*[struct(2, 8, 4, entry["width"])] * 3, **extras[entry["logits"]])
+        assert mosaic_gpu.supports(Spec(1.0, block_sizes=sizes), operands) is None
+        # An entry says all of it: nothing is left to another one.
+        assert {getattr(sizes, field) for fields in mosaic_gpu_tiles.FIELDS.values() for field in fields}.isdisjoint({None})
+        served.add((entry["logits"], entry["width"]))
+    assert served == {(logits, width) for logits, widths in mosaic_gpu_tiles.LARGEST.items() for width in widths}
+
+
+def test_the_most_specific_entry_of_the_table_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def entry(key: int, **where: Any) -> dict[str, Any]:
+        anywhere = {"arch": None, "dtype": None, "logits": "plain", "width": 64, "causal": None, "length": 0}
+        return {**anywhere, **where, "block_sizes": {"key": key}, "source": "a test"}
+
+    table = (
+        entry(1), entry(2, dtype="bfloat16"), entry(3, dtype="bfloat16", causal=True), entry(4, dtype="bfloat16", causal=True, length=4096),
+        entry(5, arch="another"), entry(6, width=128),
+    )  # fmt: skip
+    monkeypatch.setattr(mosaic_gpu_tiles, "shipped", lambda: table)
+    tuned = lambda *asked: mosaic_gpu_tiles.tuned("plain", *asked).key
+    assert tuned("float16", 64, True, 9000) == 1
+    assert tuned("bfloat16", 64, False, 9000) == 2
+    assert [tuned("bfloat16", 64, True, length) for length in (1, 4095, 4096, 9000)] == [3, 3, 4, 4]
+    assert tuned("bfloat16", 128, True, 9000) == 6
+
+
 def test_a_tile_that_is_freed_before_its_use_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The race detector sees these kernels: it finds the race when a tile may be overwritten while it is read. Every barrier still sees all of its phases, so nobody waits for ever."""
     take, free = mosaic_gpu_dialect.Ring.take, mosaic_gpu_dialect.Ring.free
@@ -189,7 +249,12 @@ QKV = [struct(2, 8, 4, 64)] * 3
         (Spec(1.0, block_mask=BigBird(8)), Operands(*QKV), "bands"),
         (Spec(1.0, block_mask=Causal()), Operands(*QKV, q_offset=struct(2, dtype=jnp.int32)), "q_offset"),
         (Spec(0.0), Operands(*QKV), "positive"),
-        (Spec(1.0, block_sizes=BlockSizes(query=64)), Operands(*QKV), "block_sizes"),
+        (Spec(1.0, block_sizes=BlockSizes(query=64)), Operands(*QKV), "128 queries, and block_sizes.query is 64"),
+        (Spec(1.0, block_sizes=BlockSizes(key=192)), Operands(*QKV), "block_sizes.key is 64 or 128, as wgmma"),
+        (Spec(1.0, block_sizes=BlockSizes(key_backward=0)), Operands(*QKV), "block_sizes.key_backward is 64 or 128, as wgmma"),
+        (Spec(1.0, soft_cap=9.0, block_sizes=BlockSizes(query_backward=128)), Operands(*QKV), "query_backward is 64, as wgmma"),
+        (Spec(1.0, block_sizes=BlockSizes(key=128, key_stages=7)), Operands(*QKV), "room for 6 tiles of 128 × 64"),
+        (Spec(1.0, block_sizes=BlockSizes(query_backward_stages=0)), Operands(*QKV), "query_backward_stages, which is 0"),
     ],
 )
 def test_says_why_it_cannot_serve(spec: Spec, operands: Operands, reason: str) -> None:
