@@ -1,35 +1,46 @@
 """Attention measured: how exact, how fast and how large every implementation is that runs on the machine at hand.
 
-FlashAttention (Dao et al. 2022, arXiv:2205.14135; Dao 2023, arXiv:2307.08691) computes exact attention in tiles, in memory linear in the length. Here `pallas_kernels` is measured beside jax.nn's implementations, jax's own Pallas kernels, torch's SDPA with each backend pinned, and tokamax, as far as they are installed and serve.
+FlashAttention (Dao et al. 2022, arXiv:2205.14135; Dao 2023, arXiv:2307.08691) computes exact attention in tiles, in memory linear in the length. Here `pallas_kernels` is measured beside jax.nn's implementations, jax's own Pallas kernels, torch's SDPA with each backend pinned, and tokamax, as far as they are installed and serve. The parts are in `_attention`; this is how they go together.
+
+Nothing is lost: whatever fails is a row that says why, `result.json` is written after every shape, and the same command goes on from there.
 """
 
 import dataclasses
-import functools
-import importlib
+import importlib.metadata
 import json
-import math
+import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from annotated_types import Ge, MinLen
 from tqdm import tqdm
 
-import pallas_kernels
-from jaxdl import figures, launch
-from jaxdl.errors import UserError
-from jaxdl.training import Execution, Run
-from pallas_kernels.attention import reference
-from pallas_kernels.attention.problem import Operands, Spec
+from experiments._attention import tuning
+from experiments._attention.devices import (
+    device,
+    device_answers,
+    leave_memory_to_others,
+    matmul_speed,
+    release_memory,
+    target_description,
+)  # fmt: skip
+from experiments._attention.errors import Oracle
+from experiments._attention.goals import GOALS, compared, judge
+from experiments._attention.implementations import IMPLEMENTATIONS, Absent
+from experiments._attention.report import draw_figures, markdown
+from experiments._attention.shapes import PASSES, WORK, Case, Shape, cut, draw
+from experiments._attention.timing import Clock, time_in_turns
+from jaxdl import launch
+from jaxdl.errors import RunError, UserError
+from jaxdl.training import ASIDE, Execution, Run
+from jaxdl.training.cost import peak_flops
+from jaxdl.training.logging import replace_text
 
-Case = Literal["full", "causal", "window", "packed"]
-PASSES = "forward", "forward+backward"
-BACKWARD_SHARE = 3.5
-"""Five products of matrices in the backward pass for two in the forward pass (Dao 2023, section 4.1)."""
+Length = Annotated[int, Ge(16)]
+PACKAGES = "jax", "jaxlib", "jax-cuda13-plugin", "libtpu", "numpy", "torch", "tokamax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +51,12 @@ class Config:
     """Named settings, which the other flags change."""
     cases: Annotated[tuple[Case, ...], MinLen(1)] = ("full", "causal", "window", "packed")
     """What is visible: everything, keys up to the query, a causal window, or causal documents packed into one sequence."""
-    lengths: Annotated[tuple[Annotated[int, Ge(16)], ...], MinLen(1)] = (1024, 2048, 4096)
+    lengths: Annotated[tuple[Length, ...], MinLen(1)] = (1024, 2048, 4096)
     """Tokens of a sequence, queries and keys alike."""
+    window_lengths: tuple[Length, ...] = ()
+    """Those of the case `window`, at which `causal` is measured too, to compare. None: those of --lengths."""
+    packed_lengths: tuple[Length, ...] = ()
+    """Those of the case `packed`. None: those of --lengths."""
     widths: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)] = (64,)
     """Widths of a head."""
     tokens: Annotated[int, Ge(1)] = 4096
@@ -56,8 +71,14 @@ class Config:
     """Sequences that are packed into one in the case `packed`, of different lengths."""
     repeats: Annotated[int, Ge(1)] = 7
     """Measurements of each, of which the median counts."""
+    milliseconds: Annotated[int, Ge(0)] = 10
+    """A measurement has as many calls, one after another, as it takes to last so long: one short call would measure its launch."""
     seconds: Annotated[int, Ge(1)] = 3
     """After which no further measurement of one implementation is begun, but two are made in any case."""
+    limit: Annotated[int, Ge(0)] = dataclasses.field(default=0, metadata=ASIDE)
+    """Seconds after which the command shall have ended: it begins no shape that might take longer, and the same command goes on with it. 0: none."""
+    tune: bool = dataclasses.field(default=False, metadata=ASIDE)
+    """Measure on a Hopper GPU which tiles its kernel should have, instead, and leave the table in DIR/mosaic_gpu_tiles.json."""
     seed: Annotated[int, Ge(0)] = 0
     """Of the numbers that are attended to."""
 
@@ -66,6 +87,10 @@ class Config:
         for width in self.widths:
             if self.features % width:
                 raise UserError(f"--features {self.features} are no whole number of heads of --widths {width}: choose a multiple")
+        if self.tune and self.dtype == "float32":
+            raise UserError(
+                "--tune is for the kernel in bfloat16 and float16, not float32: give --preset h200, or --dtype bfloat16"
+            )
 
     @property
     def data(self) -> str:
@@ -74,410 +99,247 @@ class Config:
 
 PRESETS = {
     "default": Config(),
-    # The protocol of FlashAttention-3 (Shah et al. 2024, section 4.1): 16k tokens, 2048 features.
-    "gpu": Config(
-        preset="gpu", lengths=(2048, 4096, 8192, 16384), widths=(64, 128, 256), tokens=16384, features=2048, dtype="bfloat16",
-        window=1024, repeats=30,
+    # For Hopper, by the protocol of FlashAttention-3 (Shah et al. 2024, section 4.1): 16k tokens, 2048 features. Packed documents and windows come first, since they are few.
+    "h200": Config(
+        preset="h200", cases=("packed", "window", "causal", "full"), lengths=(2048, 4096, 8192, 16384), window_lengths=(32768,),
+        packed_lengths=(16384,), widths=(64, 128, 256), tokens=16384, features=2048, dtype="bfloat16", window=1024, repeats=15,
+        seconds=1, limit=540,
     ),
     "long": Config(preset="long", cases=("causal", "window"), lengths=(8192, 16384, 32768), tokens=32768, window=1024, repeats=3),
 }  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """One point of the measurement."""
-
-    case: Case
-    length: int
-    width: int
-    batch: int
-    heads: int
-    window: int
-    ends: tuple[int, ...]
-    """Where the packed documents end."""
-
-    @property
-    def segments(self) -> np.ndarray:
-        return np.searchsorted(self.ends, np.arange(self.length), side="right").astype(np.int32)
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What `pallas_kernels.dot_product_attention` takes beside query, key and value."""
-        match self.case:
-            case "full":
-                return {}
-            case "causal":
-                return {"is_causal": True}
-            case "window":
-                return {"is_causal": True, "local_window_size": (self.window - 1, 0)}
-            case "packed":
-                ids = jnp.asarray(np.broadcast_to(self.segments, (self.batch, self.length)))
-                return {"is_causal": True, "q_segment_ids": ids, "kv_segment_ids": ids}
-
-    @property
-    def visible(self) -> np.ndarray:
-        """Bool `length length`."""
-        rows, columns = np.arange(self.length)[:, None], np.arange(self.length)
-        visible = np.ones((self.length, self.length), bool) if self.case == "full" else columns <= rows
-        if self.case == "window":
-            visible &= rows - columns < self.window
-        if self.case == "packed":
-            visible &= self.segments[:, None] == self.segments
-        return visible
-
-    @property
-    def operations(self) -> float:
-        """Of the forward pass: a multiplication and an addition in each of two products, for each pair that is visible."""
-        return 4.0 * self.batch * self.heads * self.width * float(self.visible.sum())
-
-
-Timed = Callable[[], None]
-
-
-@dataclasses.dataclass
-class Candidate:
-    """An implementation at a shape, ready to be timed."""
-
-    run: dict[str, Timed]
-    """For each of `PASSES`."""
-    temporary: dict[str, int | None]
-    """Bytes that a pass needs beside its arguments and results, where the compiler says it."""
-    results: Callable[[], list[np.ndarray]]
-    """Output and gradients."""
-
-
-def main(config: Config, workdir: str | Path, execution: Execution = Execution()) -> dict[str, Any]:
-    """Measures in `workdir`, draws, and returns what is in its `result.json`."""
+def main(
+    config: Config, workdir: str | Path, execution: Execution = Execution(), clock: Clock = time.perf_counter
+) -> dict[str, Any]:
+    """Measures in `workdir`, draws, and returns what is in its `result.json`. Raises `RunError` if the device computes no longer; the same command then goes on without what broke it."""
+    started = clock()
+    leave_memory_to_others()
+    if config.tune and not jax.devices()[0].device_kind.startswith(("NVIDIA H100", "NVIDIA H200")):
+        raise UserError(f"--tune measures the tiles of the kernel for Hopper, and this is {device()}: run it on an H100 or H200")
     with Run.open(workdir, "flash_attention", config, execution) as run:
-        rows, absent = [], {}
-        peak = matmul_speed(config.dtype)
-        run.say(f"{device()}: a product of large {config.dtype} matrices reaches {peak / 1e12:.3g} TFLOP/s")
-        points = shapes(config)
-        for shape in tqdm(points, desc="shapes", disable=None):
-            arrays = draw(config, shape)
-            candidates = {}
-            for name, build in IMPLEMENTATIONS.items():
-                try:
-                    candidates[name] = build(shape, arrays)
-                except Exception as error:  # Whatever a library finds no way to do is a result too.
-                    absent.setdefault(
-                        name, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
-                    )
-            errors = measure_errors(config, shape) if shape is points[0] or shape.length == min(config.lengths) else {}
-            for name, times in time_all(candidates, config).items():
-                for passes, seconds in times.items():
-                    rate = shape.operations * (1 if passes == "forward" else BACKWARD_SHARE) / float(np.median(seconds))
-                    rows.append(
-                        {
-                            "case": shape.case, "length": shape.length, "width": shape.width, "batch": shape.batch,
-                            "heads": shape.heads, "implementation": name, "passes": passes,
-                            "milliseconds": 1e3 * float(np.median(seconds)),
-                            "quartiles": [1e3 * float(x) for x in np.quantile(seconds, (0.25, 0.75))],
-                            "measurements": len(seconds), "tflops": rate / 1e12, "share_of_matmul": rate / peak,
-                            "temporary_mib": None if (b := candidates[name].temporary[passes]) is None else b / 2**20,
-                            "largest_error": errors.get(name, {}),
-                        }
-                    )  # fmt: skip
-        result = {
-            "experiment": "flash_attention",
-            "preset": config.preset,
-            "device": device(),
-            "matmul_tflops": peak / 1e12,
-            "versions": {"jax": jax.__version__, "torch": _version("torch")},
-            "not_measured": absent,
-            "rows": rows,
-            "seconds": round(run.seconds, 1),
-        }
-        (run.directory / "result.json").write_text(json.dumps(result, indent=1))
-        table = markdown(result)
-        (run.directory / "table.md").write_text(table)
-        run.say(table)
-        draw_figures(rows, run.figures)
-        run.say(f"the result is in {run.directory / 'result.json'}, pictures in {run.figures}")
+        description = target_description(jax.devices()[:1])
+        if description:
+            replace_text(run.directory / "target.txtpb", description)
+        deadline = _Deadline(clock, started, config.limit)
+        return tune(config, run, deadline) if config.tune else measure(config, run, deadline)
+
+
+class _Deadline:
+    """Whether there is time for one more of what was begun before."""
+
+    def __init__(self, clock: Clock, started: float, limit: int):
+        self.clock, self.started, self.limit = clock, started, limit
+        self.begun, self.longest = started, 0.0
+
+    def allows_another(self) -> bool:
+        """To be asked before each of them."""
+        now = self.clock()
+        self.longest, self.begun = max(self.longest, now - self.begun), now
+        return not self.limit or now - self.started + self.longest <= self.limit
+
+    @property
+    def seconds(self) -> float:
+        return self.clock() - self.started
+
+
+def measure(config: Config, run: Run, deadline: _Deadline) -> dict[str, Any]:
+    """Every shape that an earlier command has not measured."""
+    path, points = run.directory / "result.json", shapes(config)
+    result = _begin(config, path)
+    rows, absent, before = result["rows"], result["not_measured"], result["seconds"]
+
+    def save() -> None:
+        platform_ = jax.default_backend()
+        done = {_key(row) for row in rows if not row.get("broke_the_device")}
+        result["rows"][:] = compared(rows, platform_, result["matmul_tflops"], result["peak_tflops"])
+        result["goals"] = [judge(goal, rows, absent, points) for goal in GOALS.get(platform_, ())]
+        result["complete"] = done >= {point.key for point in points}
+        result["seconds"] = round(before + deadline.seconds, 1)
+        replace_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+    run.say(f"{device()}: a product of large {config.dtype} matrices reaches {result['matmul_tflops']:.3g} TFLOP/s")
+    done = {_key(row) for row in rows if not row.get("broke_the_device")}
+    left = [point for point in points if point.key not in done]
+    for point in tqdm(left, desc="shapes", disable=None):
+        if not deadline.allows_another():
+            break
+        broken = {row["implementation"] for row in rows if _key(row) == point.key}
+        try:
+            rows += measure_shape(config, point, broken, absent)
+        except BrokenDevice as error:
+            rows += [_row(point, error.implementation, passes, error=str(error), broke_the_device=True) for passes in PASSES]
+            raise RunError(
+                f"the device computes no longer since {error.implementation} at {point} ({error}): "
+                "the same command goes on without it there"
+            ) from None
+        finally:
+            save()
+    save()
+    table = markdown(result)
+    replace_text(run.directory / "table.md", table)
+    run.say(table)
+    draw_figures(rows, run.figures)
+    if not result["complete"]:
+        run.say("time is up, and not every shape is measured: the same command goes on")
+    run.say(f"the result is in {path}, pictures in {run.figures}")
+    return result
+
+
+def _begin(config: Config, path: Path) -> dict[str, Any]:
+    """What an earlier command has left, or a result without rows."""
+    if path.exists():
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["device"] != device():
+            raise UserError(f"{path} is of {result['device']}, and this is {device()}: give another --workdir, or --overwrite")
         return result
+    peak = peak_flops(jax.devices()[0].device_kind) if config.dtype != "float32" else None
+    return {
+        "experiment": "flash_attention",
+        "preset": config.preset,
+        "config": json.loads((path.parent / "config.json").read_text(encoding="utf-8"))["config"],
+        "device": device(),
+        "platform": jax.default_backend(),
+        "machine": platform.machine(),
+        "peak_tflops": peak and peak / 1e12,
+        "matmul_tflops": matmul_speed(config.dtype) / 1e12,
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "complete": False,
+        "seconds": 0.0,
+        "goals": [],
+        "not_measured": {},
+        "rows": [],
+    }
+
+
+class BrokenDevice(Exception):
+    """An implementation did what a GPU does not forgive: the process can compute nothing any more."""
+
+    def __init__(self, implementation: str, reason: str):
+        super().__init__(reason)
+        self.implementation = implementation
+
+
+def measure_shape(config: Config, shape: Shape, skip: set[str], absent: dict[str, str]) -> list[dict[str, Any]]:
+    """A row for each pass of each implementation but those to `skip`; fills `absent` with those that cannot be here. Raises `BrokenDevice`."""
+    arrays, candidates, rows = draw(shape, config.dtype, config.seed), {}, []
+
+    def fail(name: str, error: Exception, *passes: str) -> None:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        rows.extend(_row(shape, name, each, error=reason) for each in passes)
+        if not device_answers():
+            raise BrokenDevice(name, reason)
+
+    for name, build in IMPLEMENTATIONS.items():
+        if name in skip or name in absent:
+            continue
+        try:
+            candidates[name] = build(shape, arrays)
+        except Absent as error:
+            absent[name] = str(error)
+        except Exception as error:  # Whatever a library finds no way to do is a result too.
+            fail(name, error, *PASSES)
+
+    errors = {}
+    if shape.length == min(lengths(config, shape.case)):
+        oracle = Oracle(shape, config.dtype, config.seed)
+        for name in candidates:
+            try:
+                errors[name] = oracle.errors(IMPLEMENTATIONS[name])
+            except Exception as error:
+                fail(name, error)
+
+    # On a CPU they take turns. A GPU is disturbed by nobody, and what one of them keeps for its backward pass may leave no room for another's.
+    groups = [list(candidates)] if jax.default_backend() == "cpu" else [[name] for name in candidates]
+    for passes, group in [(passes, group) for passes in PASSES for group in groups]:
+        ready = {}
+        for name in group:
+            try:
+                ready[name] = candidates[name].passes[passes]()
+            except Exception as error:
+                fail(name, error, passes)
+        for name, times in time_in_turns(ready, config.repeats, config.seconds, config.milliseconds / 1e3).items():
+            if isinstance(times, Exception):
+                fail(name, times, passes)
+                continue
+            temporary = ready[name].temporary
+            row = _row(
+                shape, name, passes,
+                milliseconds=1e3 * times.median,
+                quartiles=[1e3 * x for x in times.quartiles],
+                measurements=len(times.seconds),
+                calls=times.calls,
+                tflops=shape.operations * WORK[passes] / times.median / 1e12,
+                temporary_mib=None if temporary is None else temporary / 2**20,
+                largest_error=errors.get(name, {}),
+            )  # fmt: skip
+            rows.append(row)
+        ready.clear()
+        release_memory()
+    return rows
+
+
+def _row(shape: Shape, implementation: str, passes: str, **found: Any) -> dict[str, Any]:
+    """What was found of a pass of an implementation, with its place."""
+    place = {name: getattr(shape, name) for name in ("case", "length", "width", "batch", "heads")}
+    return {**place, "implementation": implementation, "passes": passes, **found}
+
+
+def tune(config: Config, run: Run, deadline: _Deadline) -> dict[str, Any]:
+    """The best tiles at every shape, as the table of `pallas_kernels.attention.mosaic_gpu_tiles`; returns the entries that were measured here."""
+    path, source = run.directory / "mosaic_gpu_tiles.json", f"{device()}, jax {jax.__version__}"
+    found, tuner = tuning.read(path, source), tuning.Tuner(config.dtype, config.seed, run.say)
+    wanted = tuning.places(shapes(config), config.dtype)
+    have = [[entry[name] for name in tuning.KEY] for entry in found]
+    left = {shape: place for shape, place in wanted.items() if [place[name] for name in tuning.KEY] not in have}
+    for shape, place in tqdm(left.items(), desc="shapes", disable=None):
+        if not deadline.allows_another():
+            run.say("time is up, and not every shape is tuned: the same command goes on")
+            break
+        sizes = {name: size for name, size in vars(tuner.best(shape, place["logits"])).items() if size is not None}
+        found.append({**place, "block_sizes": sizes, "source": source})
+        tuning.write(path, found)
+    run.say(f"the table is in {path}; it counts once it is in the place of pallas_kernels/attention/{path.name}")
+    return {"entries": found, "complete": len(found) == len(wanted)}
+
+
+def lengths(config: Config, case: Case) -> tuple[int, ...]:
+    """At which a case is measured."""
+    return {"window": config.window_lengths, "packed": config.packed_lengths}.get(case) or config.lengths
 
 
 def shapes(config: Config) -> list[Shape]:
-    """Every case at every width and length."""
-    points = []
+    """Every case at every width and length, and causal where windows are compared with it."""
+    wanted: dict[tuple[Case, int, int], None] = {}
     for case in config.cases:
         for width in config.widths:
-            for length in config.lengths:
-                cuts = np.random.default_rng(config.seed).choice(
-                    np.arange(1, length), min(config.documents, length) - 1, replace=False
-                )
-                ends = tuple(int(cut) for cut in np.sort(cuts))
-                batch = max(config.tokens // length, 1)
-                points.append(Shape(case, length, width, batch, config.features // width, config.window, ends))
-    return points
-
-
-def draw(config: Config, shape: Shape) -> tuple[jax.Array, ...]:
-    """Query, key, value and the cotangent of the output: `B T N H` each, from a normal distribution."""
-    random = np.random.default_rng(config.seed)
-    size = shape.batch, shape.length, shape.heads, shape.width
-    return tuple(jnp.asarray(random.standard_normal(size, np.float32), config.dtype) for _ in range(4))
-
-
-# The implementations.
-
-
-def of_jax(attend: Callable[..., jax.Array], arrays: tuple[jax.Array, ...]) -> Candidate:
-    """From `attend(query, key, value)` on `B T N H`."""
-    operands = arrays[:3]
-
-    def both(*args: jax.Array) -> Any:
-        out, pull = jax.vjp(attend, *args[:3])
-        return out, *pull(args[3])
-
-    compiled = {
-        "forward": jax.jit(attend).lower(*operands).compile(),
-        "forward+backward": jax.jit(both).lower(*arrays).compile(),
-    }
-    given = {"forward": operands, "forward+backward": arrays}
-    run = {
-        passes: functools.partial(lambda f, x: jax.block_until_ready(f(*x)), compiled[passes], given[passes]) for passes in PASSES
-    }
-    temporary = {passes: compiled[passes].memory_analysis().temp_size_in_bytes for passes in PASSES}
-    return Candidate(run, temporary, lambda: [np.asarray(x).astype(np.float64) for x in compiled["forward+backward"](*arrays)])
-
-
-def ours(implementation: str, shape: Shape, arrays: tuple[jax.Array, ...]) -> Candidate:
-    """One of `pallas_kernels`' own implementations."""
-    platform = {"mosaic_gpu": "gpu", "mosaic_tpu": "tpu"}.get(implementation, jax.default_backend())
-    if platform != jax.default_backend():
-        raise NotImplementedError(f"needs a {platform.upper()}")
-    attend = functools.partial(pallas_kernels.dot_product_attention, **shape.arguments, implementation=implementation)
-    return of_jax(attend, arrays)
-
-
-def jax_nn(implementation: str, shape: Shape, arrays: tuple[jax.Array, ...]) -> Candidate:
-    """`jax.nn.dot_product_attention` by XLA or by cuDNN; packed documents by a mask, since it has no segments."""
-    if implementation == "cudnn" and jax.default_backend() != "gpu":
-        raise NotImplementedError("needs a GPU")
-    arguments = {name: x for name, x in shape.arguments.items() if not name.endswith("segment_ids")}
-    if shape.case == "packed":
-        arguments = {"mask": jnp.asarray(shape.visible)[None, None]}
-    return of_jax(functools.partial(jax.nn.dot_product_attention, **arguments, implementation=implementation), arrays)
-
-
-def jax_pallas(shape: Shape, arrays: tuple[jax.Array, ...]) -> Candidate:
-    """The flash attention that jax itself carries for the platform."""
-    if shape.case == "window":
-        raise NotImplementedError("has no window")
-    causal, scale, segments = shape.case != "full", 1 / math.sqrt(shape.width), shape.arguments.get("q_segment_ids")
-    match jax.default_backend():
-        case "gpu":
-            module = importlib.import_module("jax.experimental.pallas.ops.gpu.attention")
-            return of_jax(lambda q, k, v: module.mha(q, k, v, segments, sm_scale=scale, causal=causal), arrays)
-        case "tpu":
-            module = importlib.import_module("jax.experimental.pallas.ops.tpu.flash_attention")
-            ids = None if segments is None else module.SegmentIds(segments, segments)
-
-            def attend(*args: jax.Array) -> jax.Array:
-                heads_first = (x.swapaxes(1, 2) for x in args)
-                return module.flash_attention(*heads_first, segment_ids=ids, causal=causal, sm_scale=scale).swapaxes(1, 2)
-
-            return of_jax(attend, arrays)
-    raise NotImplementedError("needs a GPU or a TPU")
-
-
-def tokamax(shape: Shape, arrays: tuple[jax.Array, ...]) -> Candidate:
-    """tokamax's choice for the platform, where the package is installed."""
-    module = importlib.import_module("tokamax")
-    arguments = {name: x for name, x in shape.arguments.items() if not name.endswith("segment_ids")}
-    if shape.case == "packed":
-        arguments = {"mask": jnp.asarray(shape.visible)[None, None]}
-    return of_jax(functools.partial(module.dot_product_attention, **arguments), arrays)
-
-
-def torch_sdpa(backend: str, shape: Shape, arrays: tuple[jax.Array, ...]) -> Candidate:
-    """`torch.nn.functional.scaled_dot_product_attention`, pinned to one backend, where torch is installed."""
-    torch = importlib.import_module("torch")
-    kernels = importlib.import_module("torch.nn.attention")
-    on_gpu = jax.default_backend() == "gpu"
-    if on_gpu and not torch.cuda.is_available():
-        raise NotImplementedError("torch sees no GPU")
-    where = "cuda" if on_gpu else "cpu"
-    tensors = [
-        torch.tensor(np.asarray(x.astype(jnp.float32))).to(where, getattr(torch, str(x.dtype))).transpose(1, 2).contiguous()
-        for x in arrays
+            for length in lengths(config, case):
+                wanted[case, width, length] = None
+                if case == "window" and "causal" in config.cases:
+                    wanted["causal", width, length] = None
+    return [
+        Shape(
+            case=case,
+            length=length,
+            width=width,
+            batch=max(config.tokens // length, 1),
+            heads=config.features // width,
+            window=config.window,
+            ends=cut(length, config.documents, config.seed),
+        )
+        for case, width, length in wanted
     ]
-    arguments = {"is_causal": shape.case == "causal"}
-    if shape.case in ("window", "packed"):
-        arguments["attn_mask"] = torch.tensor(shape.visible).to(where)
-
-    def attend(*args: Any) -> Any:
-        with kernels.sdpa_kernel(getattr(kernels.SDPBackend, backend)):
-            return torch.nn.functional.scaled_dot_product_attention(*args, **arguments)
-
-    def wait() -> None:
-        if on_gpu:
-            torch.cuda.synchronize()
-
-    def forward() -> None:
-        with torch.no_grad():
-            attend(*tensors[:3])
-        wait()
-
-    def both() -> Any:
-        leaves = [x.detach().requires_grad_() for x in tensors[:3]]
-        out = attend(*leaves)
-        return out, *torch.autograd.grad(out, leaves, tensors[3])
-
-    def timed() -> None:
-        both()
-        wait()
-
-    both()
-    return Candidate(
-        {"forward": forward, "forward+backward": timed},
-        dict.fromkeys(PASSES),
-        lambda: [x.detach().transpose(1, 2).double().cpu().numpy() for x in both()],
-    )
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Shape, tuple[jax.Array, ...]], Candidate]] = {
-    "xla_chunked": functools.partial(ours, "xla_chunked"),
-    "mosaic_gpu": functools.partial(ours, "mosaic_gpu"),
-    "mosaic_tpu": functools.partial(ours, "mosaic_tpu"),
-    "jax.nn xla": functools.partial(jax_nn, "xla"),
-    "jax.nn cudnn": functools.partial(jax_nn, "cudnn"),
-    "jax's Pallas": jax_pallas,
-    "tokamax": tokamax,
-    "torch flash": functools.partial(torch_sdpa, "FLASH_ATTENTION"),
-    "torch cudnn": functools.partial(torch_sdpa, "CUDNN_ATTENTION"),
-    "torch efficient": functools.partial(torch_sdpa, "EFFICIENT_ATTENTION"),
-}
-
-
-# The measurements.
-
-
-def time_all(candidates: dict[str, Candidate], config: Config) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each pass of each candidate. They take turns, so that what else the machine does hits all of them."""
-    times: dict[str, dict[str, list[float]]] = {name: {passes: [] for passes in PASSES} for name in candidates}
-    for candidate in candidates.values():
-        for run in candidate.run.values():
-            run()
-    for repeat in range(config.repeats):
-        for name, candidate in candidates.items():
-            for passes, run in candidate.run.items():
-                if repeat >= 2 and sum(times[name][passes]) > config.seconds:
-                    continue
-                start = time.perf_counter()
-                run()
-                times[name][passes].append(time.perf_counter() - start)
-    return times
-
-
-def measure_errors(config: Config, shape: Shape) -> dict[str, dict[str, float]]:
-    """Largest errors of output and gradients against the definition in float64, at the same case with 256 tokens, as a share of the largest value."""
-    small = dataclasses.replace(
-        shapes(dataclasses.replace(config, cases=(shape.case,), lengths=(256,), widths=(shape.width,), tokens=256))[0], heads=2
-    )
-    arrays = draw(config, small)
-    mask = jnp.asarray(small.visible)[None, None]
-    spec, operands = Spec(scale=1 / math.sqrt(shape.width)), Operands(*arrays[:3], mask=mask)
-    out, _ = reference.forward(spec, operands)
-    wanted = [out, *reference.backward(spec, operands, np.asarray(arrays[3]), None)[:3]]
-    errors = {}
-    for name, build in IMPLEMENTATIONS.items():
-        try:
-            results = build(small, arrays).results()
-        except Exception:
-            continue
-        names = "output", "d_query", "d_key", "d_value"
-        errors[name] = {
-            part: float(np.abs(got - want).max() / np.abs(want).max()) for part, got, want in zip(names, results, wanted)
-        }
-    return errors
-
-
-def matmul_speed(dtype: str) -> float:
-    """Floating-point operations per second of a product of square matrices: what this device gives to anybody."""
-    size = 4096 if jax.default_backend() != "cpu" else 2048
-    a = jnp.ones((size, size), dtype)
-    multiply = jax.jit(lambda a: jnp.dot(a, a, preferred_element_type=jnp.float32))
-    multiply(a).block_until_ready()
-    seconds = []
-    for _ in range(7):
-        start = time.perf_counter()
-        multiply(a).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
-
-
-def device() -> str:
-    """The kind and number of devices."""
-    return f"{jax.devices()[0].device_kind} × {jax.device_count()}"
+def _key(row: Mapping[str, Any]) -> tuple[str, int, int]:
+    return row["case"], row["length"], row["width"]
 
 
 def _version(name: str) -> str | None:
     try:
-        return importlib.import_module(name).__version__
-    except ImportError:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
         return None
-
-
-# What is left in the run's folder.
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """A table with a line for each implementation at each shape, and what was not measured."""
-    lines = [
-        f"{result['device']}; a product of matrices reaches {result['matmul_tflops']:.3g} TFLOP/s.",
-        "",
-        "| case | length | width | passes | implementation | ms (quartiles) | TFLOP/s | of a matmul | temporary MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        low, high = row["quartiles"]
-        memory = "–" if row["temporary_mib"] is None else f"{row['temporary_mib']:.1f}"
-        lines.append(
-            f"| {row['case']} | {row['length']} | {row['width']} | {row['passes']} | {row['implementation']} | "
-            f"{row['milliseconds']:.1f} ({low:.1f}–{high:.1f}) | {row['tflops']:.3f} | {row['share_of_matmul']:.0%} | {memory} |"
-        )
-    lines += ["", *(f"Not measured: {name}: {reason}" for name, reason in result["not_measured"].items())]
-    return "\n".join(lines) + "\n"
-
-
-def draw_figures(rows: list[dict[str, Any]], directory: Path) -> None:
-    """Time and temporary memory over the length, a panel for each case."""
-    import matplotlib.ticker  # Here, as in `figures.subplots`.
-
-    widths, cases = sorted({row["width"] for row in rows}), list(dict.fromkeys(row["case"] for row in rows))
-    names = list(dict.fromkeys(row["implementation"] for row in rows))
-    colors = dict(zip(names, (f"C{index}" for index in range(len(names)))))
-    for width in widths:
-        for quantity, label in (("milliseconds", "milliseconds"), ("temporary_mib", "temporary MiB")):
-            figure, axes = figures.subplots(len(PASSES), len(cases), 2.9, 2.6)
-            for axis, (passes, case) in zip(axes, [(passes, case) for passes in PASSES for case in cases]):
-                for name in names:
-                    points = [
-                        row
-                        for row in rows
-                        if (row["width"], row["passes"], row["case"], row["implementation"]) == (width, passes, case, name)
-                        and row[quantity] is not None
-                    ]
-                    if points:
-                        lengths, values = [row["length"] for row in points], [row[quantity] for row in points]
-                        axis.plot(lengths, values, marker=".", color=colors[name], label=name)
-                        if quantity == "milliseconds":
-                            low, high = zip(*[row["quartiles"] for row in points])
-                            axis.fill_between(lengths, low, high, color=colors[name], alpha=0.2, linewidth=0)
-                axis.set(xscale="log", yscale="log", xlabel="length", ylabel=label)
-                ticks = sorted({row["length"] for row in rows})
-                axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
-                axis.minorticks_off()
-                # A decade has three ticks, since what is drawn may lie within one.
-                axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-                axis.yaxis.set_major_formatter("{x:g}")
-                axis.tick_params(axis="y", labelsize=7)
-                axis.set_title(f"{case}, {passes}", fontsize=9)
-                axis.grid(alpha=0.3)
-            axes[0].legend(fontsize=7)
-            figures.save(figure, directory / f"{'time' if quantity == 'milliseconds' else 'memory'}_{width}.png")
 
 
 @dataclasses.dataclass(frozen=True)

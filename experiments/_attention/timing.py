@@ -1,0 +1,61 @@
+"""How long it takes."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments._attention.implementations import Pass
+
+Clock = Callable[[], float]
+MOST_CALLS = 1000
+
+
+class Times(NamedTuple):
+    """Measurements of one pass of one implementation, in seconds for a call."""
+
+    seconds: list[float]
+    calls: int
+    """In each of the measurements."""
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+    @property
+    def quartiles(self) -> list[float]:
+        return [float(x) for x in np.quantile(self.seconds, (0.25, 0.75))]
+
+
+def time_in_turns(
+    passes: dict[str, Pass], repeats: int, seconds: float, shortest: float, clock: Clock = time.perf_counter
+) -> dict[str, Times | Exception]:
+    """Times of each, or what it failed with. They take turns, so that what else the machine does hits all of them.
+
+    A measurement has as many calls as make it last for `shortest` seconds, so that what it takes to launch one is hidden behind the one before. After `seconds` no further measurement of a pass is begun, but two are made in any case.
+    """
+    times: dict[str, Times | Exception] = {}
+
+    def clocked(name: str, calls: int) -> float:
+        start = clock()
+        passes[name].run(calls)
+        return clock() - start
+
+    for name in passes:
+        try:
+            clocked(name, 1)
+            once = clocked(name, 1)
+            times[name] = Times([], min(max(math.ceil(shortest / max(once, 1e-9)), 1), MOST_CALLS))
+        except Exception as error:
+            times[name] = error
+    for repeat in range(repeats):
+        for name, found in times.items():
+            if isinstance(found, Exception) or (repeat >= 2 and sum(found.seconds) * found.calls > seconds):
+                continue
+            try:
+                found.seconds.append(clocked(name, found.calls) / found.calls)
+            except Exception as error:
+                times[name] = error
+    return times
