@@ -24,6 +24,7 @@ from experiments._attention.devices import (
     device_answers,
     leave_memory_to_others,
     matmul_speed,
+    on_hopper,
     release_memory,
     target_description,
 )  # fmt: skip
@@ -115,7 +116,7 @@ def main(
     """Measures in `workdir`, draws, and returns what is in its `result.json`. Raises `RunError` if the device computes no longer; the same command then goes on without what broke it."""
     started = clock()
     leave_memory_to_others()
-    if config.tune and not jax.devices()[0].device_kind.startswith(("NVIDIA H100", "NVIDIA H200")):
+    if config.tune and not on_hopper():
         raise UserError(f"--tune measures the tiles of the kernel for Hopper, and this is {device()}: run it on an H100 or H200")
     with Run.open(workdir, "flash_attention", config, execution) as run:
         description = target_description(jax.devices()[:1])
@@ -166,7 +167,7 @@ def measure(config: Config, run: Run, deadline: _Deadline) -> dict[str, Any]:
             break
         broken = {row["implementation"] for row in rows if _key(row) == point.key}
         try:
-            rows += measure_shape(config, point, broken, absent)
+            rows += measure_shape(config, point, broken, absent, deadline.clock)
         except BrokenDevice as error:
             rows += [_row(point, error.implementation, passes, error=str(error), broke_the_device=True) for passes in PASSES]
             raise RunError(
@@ -220,7 +221,7 @@ class BrokenDevice(Exception):
         self.implementation = implementation
 
 
-def measure_shape(config: Config, shape: Shape, skip: set[str], absent: dict[str, str]) -> list[dict[str, Any]]:
+def measure_shape(config: Config, shape: Shape, skip: set[str], absent: dict[str, str], clock: Clock) -> list[dict[str, Any]]:
     """A row for each pass of each implementation but those to `skip`; fills `absent` with those that cannot be here. Raises `BrokenDevice`."""
     arrays, candidates, rows = draw(shape, config.dtype, config.seed), {}, []
 
@@ -258,7 +259,8 @@ def measure_shape(config: Config, shape: Shape, skip: set[str], absent: dict[str
                 ready[name] = candidates[name].passes[passes]()
             except Exception as error:
                 fail(name, error, passes)
-        for name, times in time_in_turns(ready, config.repeats, config.seconds, config.milliseconds / 1e3).items():
+        measured = time_in_turns(ready, config.repeats, config.seconds, config.milliseconds / 1e3, clock)
+        for name, times in measured.items():
             if isinstance(times, Exception):
                 fail(name, times, passes)
                 continue

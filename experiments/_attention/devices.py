@@ -28,6 +28,11 @@ def device() -> str:
     return f"{jax.devices()[0].device_kind} × {jax.device_count()}"
 
 
+def on_hopper() -> bool:
+    """Whether it is a GPU that the Hopper kernel is for."""
+    return str(getattr(jax.devices()[0], "compute_capability", "")).startswith("9.")
+
+
 def device_answers() -> bool:
     """Whether it still computes: after a kernel that reads where it must not, a GPU refuses everything to the process."""
     try:
@@ -49,7 +54,9 @@ def leave_memory_to_others() -> None:
 
 
 def release_memory() -> None:
-    """Frees on a GPU what torch keeps for later."""
+    """Frees on a GPU what nobody holds, and what torch keeps for later."""
+    if jax.default_backend() != "gpu":
+        return
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
