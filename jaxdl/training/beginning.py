@@ -66,17 +66,16 @@ def adamw(
 def muon(
     schedule: optax.Schedule, decay: float, *, b2: float = 0.95, mask: Mask | None = None, embeddings: float | None = None
 ) -> optax.GradientTransformation:
-    """Orthogonalises the updates of matrices, and leaves the rest to Adam (Jordan et al. 2024).
+    """Orthogonalises the updates of matrices, each block's its own, and leaves the rest to Adam (Jordan et al. 2024).
 
     Where `embeddings` is given, Adam takes tables of embeddings too, and all that it takes learns at this share of the rate: in a table of which most rows are rare, orthogonal updates make much of the noise in those.
     """
-    if embeddings is None:
-        return optax.contrib.muon(schedule, weight_decay=decay, weight_decay_mask=mask, adam_b2=b2)
 
     def by_muon(params: PyTree) -> PyTree:
         def one(path: tuple, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
             table = jax.tree_util.keystr(path, simple=True, separator="/").endswith(("/embedding", "/table"))
-            return optax.contrib.MuonDimensionNumbers() if leaf.ndim == 2 and not table else None
+            orthogonal = _axes(path, leaf) == 2 and not (table and embeddings is not None)
+            return optax.contrib.MuonDimensionNumbers(-2, -1) if orthogonal else None
 
         return jax.tree_util.tree_map_with_path(one, params)
 
@@ -85,7 +84,7 @@ def muon(
         weight_decay=decay,
         weight_decay_mask=mask,
         adam_b2=b2,
-        adam_learning_rate=lambda step: embeddings * schedule(step),
+        adam_learning_rate=None if embeddings is None else lambda step: embeddings * schedule(step),
         muon_weight_dimension_numbers=by_muon,
     )
 
@@ -96,4 +95,9 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": a
 
 def matrices(params: PyTree) -> PyTree:
     """A `mask` of weight decay: kernels and embeddings, but no scale and no bias (Radford et al. 2018, section 4.1)."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _axes(path, leaf) > 1, params)
+
+
+def _axes(path: tuple, leaf: Array) -> int:
+    """Those that a parameter has in its layer: under `blocks`, a `Transformer` with `scan` stacks those of all its blocks on one more, the first."""
+    return leaf.ndim - sum(getattr(step, "key", None) == "blocks" for step in path)
