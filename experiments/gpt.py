@@ -13,19 +13,20 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from annotated_types import Ge, Gt, Le, Lt
-from jaxtyping import Array, Float, Int, Int32, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxdl import figures, launch, pretrained
 from jaxdl.data import train_batches
-from jaxdl.data.documents import Windows, open_documents
+from jaxdl.data.documents import Windows, open_documents, some_documents, tokens_of, write_tokens
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
-from jaxdl.generate import Sampling, generate
+from jaxdl.generate import Sampling
 from jaxdl.losses import cross_entropy
-from jaxdl.models.gpt2 import GPT, VARIANTS
-from jaxdl.nn import ATTENTIONS, Cache, attention_weights, stack_blocks
-from jaxdl.training import ASIDE, OPTIMIZERS, Aux, Batch, Execution, Run, fit, matrices, start
+from jaxdl.models.gpt2 import GPT, VARIANTS, go_on
+from jaxdl.nn import ATTENTIONS, attention_weights, stack_blocks, unstack_blocks
+from jaxdl.training import ASIDE, OPTIMIZERS, Aux, Batch, Execution, Run, fit, load_run, matrices, start
 from jaxdl.training.processes import is_first, whole
 
 
@@ -42,8 +43,10 @@ class Config(launch.Config):
     evaluate_every: Annotated[int, Ge(1)] = 250
     optimizer: Literal[*OPTIMIZERS] = "muon"
     """AdamW, with which GPTs are published, or Muon."""
+    b2: Annotated[float, Ge(0), Lt(1)] = 0.99
+    """Adam's β₂: how slowly the mean square of a gradient is forgotten."""
     init: str = ""
-    """Fine-tune from these weights: a folder with config.json and *.safetensors, or a name on the Hugging Face hub. The sizes below are then its own, and so is the tokenizer."""
+    """Fine-tune from these weights: the DIR of a finished run, a folder with config.json and *.safetensors, or a name on the Hugging Face hub. The sizes below are then its own, and so is the tokenizer."""
     variant: Literal[("", *VARIANTS)] = ""
     """A published size. Empty: the sizes that follow."""
     length: Annotated[int, Ge(1)] = 128
@@ -66,10 +69,12 @@ class Config(launch.Config):
     """`characters`, `bytes` (byte pair encoding, trained on the text), or a published tokenizer.json."""
     vocabulary: Annotated[int, Ge(258)] = 1024
     """Largest vocabulary of a byte pair encoding that is trained."""
+    eval_characters: Annotated[int, Ge(1)] = 1_000_000
+    """How much of the held-out text is measured on, at most."""
     prompt: str = dataclasses.field(default="", metadata=ASIDE)
-    """What the finished model goes on from, on the terminal. Empty: the beginning of the held-out text. A finished run answers another prompt at once."""
+    """What the finished model goes on from, on the terminal. Empty: the beginning of a held-out text. A finished run answers another prompt at once."""
     tokens: Annotated[int, Ge(1)] = dataclasses.field(default=400, metadata=ASIDE)
-    """How many tokens it writes."""
+    """How many tokens it writes, unless the text comes to its end before."""
     temperature: Annotated[float, Ge(0)] = dataclasses.field(default=0.8, metadata=ASIDE)
     """Below 1 the likely becomes likelier; 0: always the most likely token."""
     top_k: Annotated[int, Ge(0)] = dataclasses.field(default=0, metadata=ASIDE)
@@ -77,6 +82,13 @@ class Config(launch.Config):
     top_p: Annotated[float, Gt(0), Le(1)] = dataclasses.field(default=1.0, metadata=ASIDE)
     """Choose among the fewest most likely tokens that have this probability together."""
 
+
+# What nanoGPT trains GPT-2 with (config/train_gpt2.py): 300 billion tokens, half a million a step. Learning rates by size, and twice the batch for the largest: Brown et al. 2020, table 2.1. The parts that batches are cut into are those of eight devices of 40 GB; on fewer, --accumulate has to grow.
+_GPT2 = Config(
+    data="", length=1024, tokenizer="openai-community/gpt2", steps=600_000, batch_size=480, optimizer="adamw", b2=0.95,
+    warmup=0.0033, precision="bf16", attention="flash", evaluate_every=1000,
+)  # fmt: skip
+_DEEP = dict(remat=True, scan_layers=True)
 
 PRESETS = {
     "default": Config(),
@@ -89,12 +101,15 @@ PRESETS = {
         num_heads=6, dropout=0.2, evaluate_every=250, optimizer="adamw", learning_rate=1e-3, warmup=0.02, precision="bf16",
     ),
     **{
-        f"gpt2_{name.lower()}": Config(
-            preset=f"gpt2_{name.lower()}", variant=name, length=1024, tokenizer="openai-community/gpt2", steps=600_000,
-            batch_size=480, accumulate=5, optimizer="adamw", learning_rate=6e-4, warmup=0.0033, precision="bf16",
-            attention="flash", evaluate_every=1000,
+        f"gpt2_{name.lower()}": dataclasses.replace(
+            _GPT2, preset=f"gpt2_{name.lower()}", variant=name, learning_rate=learning_rate, accumulate=accumulate, **more
         )
-        for name in VARIANTS
+        for name, learning_rate, accumulate, more in (
+            ("124M", 6e-4, 5, {}),
+            ("355M", 3e-4, 10, {}),
+            ("774M", 2.5e-4, 20, _DEEP),
+            ("1558M", 2e-4, 40, _DEEP | dict(batch_size=960, steps=300_000)),
+        )
     },
     "finetune": Config(
         preset="finetune", init="openai-community/gpt2", length=1024, steps=200, batch_size=32, accumulate=8, optimizer="adamw",
@@ -105,21 +120,31 @@ PRESETS = {
 
 def main(config: Config, workdir: str | Path, execution: Execution = Execution()) -> dict[str, Any]:
     """Trains (or goes on training) in `workdir`, measures, writes, draws, and returns what is in its `result.json`."""
+    if not config.data:
+        raise UserError("there is no --data: name the text to learn from, tfds:NAME or folder:PATH")
     with Run.open(workdir, "gpt", config, execution) as run:
         texts = open_documents(config.data, "train", data_dir=config.data_dir)
         held_out = open_documents(config.eval_data or config.data, "test", data_dir=config.data_dir)
+        held_out = some_documents(held_out, config.eval_characters)
+        tokens = run.directory / "tokens.npy"
         with run.first_process_first():
-            tokenizer = load_tokenizer(config, texts, run.directory)
-        module, params = build(config, tokenizer)
-        source, unread = (Windows(join(tokenizer, part), config.length) for part in (texts, held_out))
+            module, params, tokenizer = begin(config, texts, run.directory)
+            if not tokens.exists():
+                write_tokens(tokens, tokens_of(texts, tokenizer), tokenizer.vocabulary)
+        source = Windows(np.load(tokens, mmap_mode="r"), config.length)
+        unread = Windows(np.concatenate(list(tokens_of(held_out, tokenizer))), config.length)
         characters = sum(map(len, held_out)) / len(unread.tokens)
+        excerpt = beginning(held_out, tokenizer, (module.length + 1) // 2)
+        prompt = tokenizer.encode([config.prompt])[0] if config.prompt else excerpt
+        if not len(prompt):
+            raise UserError(f"--prompt {config.prompt!r} has no token: give some text")
 
         batches = train_batches(source, lambda example, rng: example, batch_size=config.batch_size, seed=config.seed, **run.shard)
         step, state = start(
             config,
             run.layout,
             functools.partial(loss, module),
-            lambda schedule: OPTIMIZERS[config.optimizer](schedule, config.weight_decay, b2=0.99, mask=matrices),
+            functools.partial(optimizer, config),
             lambda key: module.init(key, jnp.asarray(source[0]["tokens"])[None, :-1]),
             params,
         )
@@ -130,15 +155,28 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
         metrics = evaluate(state)
         params = jax.tree.map(whole, state.measured)
         if is_first():
-            write(config, module, params, tokenizer, held_out[0], run)
-            draw(module, params, tokenizer, held_out[0], run.figures)
+            write(config, module, params, tokenizer, prompt.tolist(), run)
+            draw(module, params, tokenizer, excerpt[:32], run.figures)
         return run.finish(state, metrics)
+
+
+def begin(config: Config, texts: Sequence[str], directory: Path) -> tuple[GPT, PyTree | None, Tokenizer]:
+    """The module, its parameters if they have learned before, and the tokenizer: those that `--init` names, or new ones."""
+    if not config.init:
+        tokenizer = load_tokenizer(config, texts, directory)
+        return build(config, tokenizer.vocabulary), None, tokenizer
+    module, params, tokenizer = learned(config.init)
+    if tokenizer.vocabulary > module.vocabulary:
+        raise UserError(f"--init {config.init}: its tokenizer and its weights do not belong together")
+    if config.length > module.length:
+        raise UserError(f"--length {config.length}: {config.init} has {module.length} positions")
+    return module.clone(**layer_fields(config)), stack_blocks(params) if config.scan_layers else params, tokenizer
 
 
 def load_tokenizer(config: Config, texts: Sequence[str], directory: Path) -> Tokenizer:
     """The published one, the run's own, or a new one, made of the text and kept in the run."""
-    if config.init or config.tokenizer not in ("characters", "bytes"):
-        return pretrained.load_tokenizer(config.init or config.tokenizer)
+    if config.tokenizer not in ("characters", "bytes"):
+        return pretrained.load_tokenizer(config.tokenizer)
     if not (directory / "tokenizer.json").exists():
         made = (
             Tokenizer.of_characters(texts) if config.tokenizer == "characters" else Tokenizer.of_bytes(texts, config.vocabulary)
@@ -147,31 +185,43 @@ def load_tokenizer(config: Config, texts: Sequence[str], directory: Path) -> Tok
     return Tokenizer.load(directory)
 
 
-def build(config: Config, tokenizer: Tokenizer) -> tuple[GPT, PyTree | None]:
-    """The module, and its published parameters if there are any."""
-    fields = dict(
-        attention=ATTENTIONS[config.attention],
-        dropout=config.dropout,
-        remat=config.remat,
-        dtype=jnp.bfloat16 if config.precision == "bf16" else None,
-    )
-    if config.init:
-        module, params = pretrained.load(config.init, param_dtype=jnp.float32, **fields)
-        if config.length > module.length:
-            raise UserError(f"--length {config.length}: {config.init} has {module.length} positions")
-        if config.scan_layers:
-            module, params = module.clone(scan=True), stack_blocks(params)
-        return module, params
-    fields |= dict(vocabulary=tokenizer.vocabulary, length=config.length, scan=config.scan_layers)
+def layer_fields(config: Config) -> dict[str, Any]:
+    """How the model computes."""
+    dtype = jnp.bfloat16 if config.precision == "bf16" else None
+    how = dict(dropout=config.dropout, remat=config.remat, scan=config.scan_layers, dtype=dtype)
+    return how | dict(attention=ATTENTIONS[config.attention])
+
+
+def build(config: Config, vocabulary: int) -> GPT:
+    """A new module for so many tokens, of a published size or of the config's."""
+    fields = layer_fields(config) | dict(vocabulary=vocabulary, length=config.length)
     if config.variant:
-        return GPT.variant(config.variant, **fields), None
-    return GPT(width=config.width, depth=config.depth, num_heads=config.num_heads, **fields), None
+        return GPT.variant(config.variant, **fields)
+    return GPT(width=config.width, depth=config.depth, num_heads=config.num_heads, **fields)
 
 
-def join(tokenizer: Tokenizer, texts: Sequence[str]) -> Int32[np.ndarray, "T"]:
-    """The tokens of all texts one after another, each with its end where there are several."""
-    parts = tokenizer.encode(texts)
-    return parts[0] if len(parts) == 1 else np.concatenate([np.append(part, np.int32(tokenizer.end)) for part in parts])
+def learned(name: str) -> tuple[GPT, PyTree, Tokenizer]:
+    """What a run of this experiment has learned, or published weights."""
+    if not (Path(name).expanduser() / "checkpoints").is_dir():
+        module, params = pretrained.load(name, param_dtype=jnp.float32)
+        if not isinstance(module, GPT):
+            raise UserError(f"{name} holds a {type(module).__name__}: give --init the weights of a GPT")
+        return module, params, pretrained.load_tokenizer(name)
+    told, variables = load_run(name)
+    if told["experiment"] != "gpt":
+        raise UserError(f"--init {name} is a run of experiments.{told['experiment']}: give one of experiments.gpt")
+    trained = Config(**told["config"])
+    if trained.init:
+        module, _, tokenizer = learned(trained.init)
+    else:
+        tokenizer = load_tokenizer(trained, (), Path(name).expanduser())
+        module = build(trained, tokenizer.vocabulary)
+    return module, unstack_blocks(variables["params"]), tokenizer
+
+
+def optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """That of the config, with which gains and biases do not decay."""
+    return OPTIMIZERS[config.optimizer](schedule, config.weight_decay, b2=config.b2, mask=matrices)
 
 
 def loss(
@@ -195,59 +245,38 @@ def measure(each: Float[np.ndarray, "I"], characters: float) -> dict[str, float]
     return {"validation_loss": value, "bits_per_character": value / math.log(2) / characters}
 
 
-@functools.cache
-def decoder(module: GPT) -> Any:
-    """What `generate` wants, the same function for the same module, so that it is compiled once."""
-
-    def decode(variables: PyTree, tokens: Int[Array, "B T"], cache: Cache, valid: Array) -> tuple[Array, Cache]:
-        out, cache = module.apply(variables, tokens, cache, valid=valid, method="decode")
-        return out.logits, cache
-
-    return decode
+def beginning(texts: Sequence[str], tokenizer: Tokenizer, most: int) -> Int[np.ndarray, "T"]:
+    """At most so many tokens from the beginning of the first text that is a few lines long, or of the longest one."""
+    text = next((text for text in texts if len(text) >= 200), max(texts, key=len))
+    return tokenizer.encode([text[:200]])[0][:most]
 
 
-def write(config: Config, module: GPT, params: PyTree, tokenizer: Tokenizer, unread: str, run: Run) -> None:
-    """Goes on from the prompt, on the terminal as it is made, and in `sample.txt`.
-
-    There are positions for `length` tokens. Who writes more forgets the first half when they are used up.
-    """
-    text = tokenizer.encode([config.prompt or unread[:200]])[0].tolist()
-    if not text:
-        raise UserError("--prompt has no token: give some text")
-    kept = (module.length + 1) // 2
-    given = len(text)
+def write(config: Config, module: GPT, params: PyTree, tokenizer: Tokenizer, prompt: list[int], run: Run) -> None:
+    """Goes on from the prompt, on the terminal as it is made, and in `sample.txt`."""
+    text: list[int] = []
     shown = 0
 
-    def stream(token: Array | np.ndarray) -> None:
+    def stream(token: int) -> None:
         """Tokens may be parts of characters: what is shown is what has become readable."""
         nonlocal shown
-        text.append(int(token[0]))
-        readable = tokenizer.decode(text[given : given + config.tokens])
+        text.append(token)
+        readable = tokenizer.decode(text)
         if not readable.endswith("\N{REPLACEMENT CHARACTER}"):
             print(readable[shown:], end="", flush=True)
             shown = len(readable)
 
-    run.say(f"\n--- it is given:\n{tokenizer.decode(text)}\n--- and writes:")
-    sampling = Sampling(config.temperature, config.top_k, config.top_p)
-    cache = module.empty_cache(1, module.length)
-    while len(text) < given + config.tokens:
-        last = text[-kept:]
-        missing = kept - len(last)
-        key = jax.random.fold_in(jax.random.key(config.seed), len(text))
-        prompt = jnp.asarray([[tokenizer.pad] * missing + last])
-        generate(
-            decoder(module), {"params": params}, prompt, cache, key, steps=module.length - kept, sampling=sampling,
-            valid=jnp.arange(kept)[None] >= missing, stream=stream,
-        )  # fmt: skip
-        jax.effects_barrier()
-    print(flush=True)
-    prompt, written = tokenizer.decode(text[:given]), tokenizer.decode(text[given : given + config.tokens])
-    (run.directory / "sample.txt").write_text(f"{prompt}\n--- written:\n{written}\n", encoding="utf-8")
+    given = tokenizer.decode(prompt)
+    run.say(f"\n--- it is given:\n{given}\n--- and writes:")
+    barred = () if tokenizer.pad == tokenizer.end else (tokenizer.pad,)
+    sampling = Sampling(config.temperature, config.top_k, config.top_p, barred)
+    how = dict(tokens=config.tokens, sampling=sampling, end=tokenizer.end, stream=stream)
+    written = go_on(module, {"params": params}, prompt, jax.random.key(config.seed), **how)
+    print("\n--- the end" if tokenizer.end in written else "", flush=True)
+    (run.directory / "sample.txt").write_text(f"{given}\n--- written:\n{tokenizer.decode(written)}\n", encoding="utf-8")
 
 
-def draw(module: GPT, params: PyTree, tokenizer: Tokenizer, unread: str, directory: Path) -> None:
+def draw(module: GPT, params: PyTree, tokenizer: Tokenizer, tokens: Int[np.ndarray, "T"], directory: Path) -> None:
     """What each head of each block looks at in a line of unread text."""
-    tokens = tokenizer.encode([unread])[0][: min(32, module.length)]
     weights = jnp.stack(attention_weights(module, params, jnp.asarray(tokens)[None]))
     shown = [tokenizer.decode([token]).replace("\n", "⏎").replace(" ", "␣") for token in tokens.tolist()]
     title = "what each head (across) of each block (downwards) looks at, from each token on the left"

@@ -73,9 +73,10 @@ def generate(
     sampling: Sampling = Sampling(),
     valid: Bool[Array, "B T"] | None = None,
     end: int | None = None,
+    limit: Int[Array, ""] | None = None,
     stream: Callable[[Array], None] | None = None,
 ) -> Int[Array, "B steps"]:
-    """Up to `steps` tokens that go on from each prompt; the loop ends when all rows have ended, and what follows an `end` is `end`.
+    """Up to `steps` tokens that go on from each prompt; the loop ends when all rows have ended, and what follows an `end` is `end`. With a `limit`, which is no matter of compilation, it ends after so many of the `steps`, at least one, and what follows has no meaning.
 
     `cache` is an empty one with room for prompt and steps but the last. `valid` is false where a prompt is padding, which has to be on the left: the last token of each row is the one to go on from. `stream` is called with the tokens `B` of each step as they are made. The same key gives the same tokens on the same machine.
 
@@ -96,7 +97,7 @@ def generate(
 
     def more(carry: tuple) -> Bool[Array, ""]:
         step, _, ended, *_ = carry
-        return (step < steps) & ~ended.all()
+        return (step < (steps if limit is None else jnp.minimum(limit, steps))) & ~ended.all()
 
     def advance(carry: tuple) -> tuple:
         step, token, ended, cache, written = carry

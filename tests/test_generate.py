@@ -46,6 +46,19 @@ def test_what_follows_an_end_is_the_end_and_the_loop_stops_when_all_have_ended()
     assert [token.tolist() for token in seen] == [[1, 3], [2, 4], [3, 4], [4, 4]]
 
 
+def test_a_limit_ends_the_loop_before_its_steps_are_made_and_needs_no_compilation():
+    seen, programs = [], []
+    how = dict(steps=9, sampling=Sampling(temperature=0), stream=seen.append)
+    for limit in (3, 5, 20):
+        seen.clear()
+        out = generate(follow, CHAIN, jnp.array([[0]]), empty(1), KEY, limit=jnp.asarray(limit), **how)
+        jax.effects_barrier()
+        count = min(limit, 9)
+        assert out[0, :count].tolist() == [int(row[0]) for row in seen] == [(1 + step) % 5 for step in range(count)]
+        programs.append(generate._cache_size())
+    assert len(set(programs)) == 1
+
+
 def test_a_key_gives_the_same_tokens_and_they_follow_the_probabilities():
     table = jnp.log(jnp.array([[0.7, 0.2, 0.1]] * 3))
     sample = functools.partial(generate, follow, table, jnp.zeros((400, 1), jnp.int32), steps=5)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxdl.errors import UserError, unknown
+from jaxdl.generate import Decode, Sampling, generate
 from jaxdl.nn import (
     Attention,
     Cache,
@@ -114,6 +116,58 @@ class GPT(nn.Module):
         if name not in VARIANTS:
             raise unknown("GPT variant", name, VARIANTS)
         return cls(**(dataclasses.asdict(VARIANTS[name]) | changes))
+
+
+def go_on(
+    module: GPT,
+    variables: PyTree,
+    text: Sequence[int],
+    key: PRNGKeyArray,
+    *,
+    tokens: int,
+    sampling: Sampling = Sampling(),
+    end: int | None = None,
+    stream: Callable[[int], None] | None = None,
+) -> list[int]:
+    """Up to `tokens` tokens that go on from those of `text`; `end`, where it comes, is the last. `stream` is called with each as it is made.
+
+    All is seen as long as there are positions for it. When the `length` positions are used up, only the last half of them is still known, and so it is at the beginning of a text that is longer. Raises `UserError` for a text without a token.
+    """
+    if not text:
+        raise UserError("there is no token to go on from: give some text")
+    half = (module.length + 1) // 2
+    cache = module.empty_cache(1, module.length)
+    # One function for all rounds, so that they have one program.
+    streamed = None if stream is None else lambda row: stream(int(row[0]))
+    written: list[int] = []
+    while len(written) < tokens and end not in written:
+        seen, missing = [*text, *written], tokens - len(written)
+        if len(seen) > module.length:
+            seen = seen[-half:]
+        # Where all fits, nothing is filled up. Elsewhere there will be rounds of halves, and this may be like them.
+        width = len(seen) if len(seen) + missing <= module.length + 1 else max(half, len(seen))
+        padding = width - len(seen)
+        made = generate(
+            _next_logits(module), variables, jnp.asarray([[0] * padding + seen]), cache, jax.random.fold_in(key, len(written)),
+            steps=module.length + 1 - width, sampling=sampling, valid=jnp.arange(width)[None] >= padding, end=end,
+            limit=jnp.asarray(missing), stream=streamed,
+        )[0, :missing].tolist()  # fmt: skip
+        written += made[: made.index(end) + 1] if end in made else made
+    jax.effects_barrier()
+    return written
+
+
+@functools.cache
+def _next_logits(module: GPT) -> Decode:
+    """The same function for the same module, so that the loop is compiled once."""
+
+    def decode(
+        variables: PyTree, tokens: Int[Array, "B T"], cache: Cache, valid: Bool[Array, "B T"]
+    ) -> tuple[Float[Array, "B T V"], Cache]:
+        out, cache = module.apply(variables, tokens, cache, valid=valid, method="decode")
+        return out.logits, cache
+
+    return decode
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxdl.data.documents import Windows, open_documents
+from jaxdl.data.documents import Windows, open_documents, some_documents, tokens_of, write_tokens
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
 
@@ -28,7 +28,53 @@ def test_a_folder_may_have_a_split_of_its_own(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert sorted(open_documents(f"folder:{tmp_path}", "train")) == ["abc", "def"]
-    assert open_documents(f"folder:{tmp_path}", "test") == ["ghi"]
+    assert list(open_documents(f"folder:{tmp_path}", "test")) == ["ghi"]
+
+
+def test_a_text_is_read_when_it_is_asked_for_and_not_before(tmp_path):
+    for index in range(3):
+        (tmp_path / f"{index}.txt").write_text("0123456789")
+    texts = open_documents(f"folder:{tmp_path}", "train")
+    (tmp_path / "1.txt").write_text("abcdefghij")
+    (tmp_path / "2.txt").write_bytes(b"\xff")
+    assert (texts[0], texts[1], len(texts)) == ("012345678", "abcdefghi", 3)
+    with pytest.raises(UserError, match=r"2\.txt is no text in UTF-8"):
+        list(texts)
+
+
+def test_some_of_many_texts_are_the_same_ones_each_time_and_in_their_order():
+    texts = [f"{index:03}" for index in range(100)]
+    chosen = some_documents(texts, 30)
+    assert len(chosen) == 10 and chosen == sorted(chosen) == some_documents(texts, 30) and chosen[-1] > "050"
+    assert sorted(map(len, some_documents(texts, 31))) == [1] + 10 * [3]
+    assert some_documents(texts, 300) == some_documents(texts, 1000) == texts
+
+
+@pytest.mark.parametrize(("vocabulary", "width"), [(300, 2), (70_000, 4)])
+def test_tokens_come_back_from_their_file_text_after_text(tmp_path, vocabulary, width):
+    texts = ["ab" * 5, "", "🙂 c"]
+    tokenizer = Tokenizer.of_bytes(texts, 300)
+    write_tokens(tmp_path / "tokens.npy", tokens_of(texts, tokenizer), vocabulary)
+    found = np.load(tmp_path / "tokens.npy", mmap_mode="r")
+    assert found.dtype.itemsize == width and isinstance(found, np.memmap)
+    parts = np.split(found.astype(int), np.flatnonzero(found == tokenizer.end) + 1)
+    assert [tokenizer.decode(part) for part in parts] == [*texts, ""]
+    (piece,) = Windows(found, len(found) - 1).apart()
+    assert piece.dtype == np.int32 and not isinstance(piece, np.memmap)
+    np.testing.assert_array_equal(np.concatenate(list(tokens_of(texts[:1], tokenizer))), tokenizer.encode(texts)[0])
+
+
+def test_a_file_that_was_not_finished_is_none(tmp_path):
+    def broken():
+        yield np.zeros(9, np.int32)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_tokens(tmp_path / "tokens.npy", broken(), 300)
+    assert not (tmp_path / "tokens.npy").exists()
+    with pytest.raises(UserError, match="no token"):
+        write_tokens(tmp_path / "tokens.npy", iter([np.zeros(0, np.int32)]), 300)
+    assert not (tmp_path / "tokens.npy").exists()
 
 
 def test_tiny_shakespeare_is_that_of_tfds(shared):
@@ -55,7 +101,7 @@ def latin(path) -> str:
 )
 def test_what_is_no_text_is_refused(tmp_path, make, message):
     with pytest.raises(UserError, match=message):
-        open_documents(make(tmp_path), "test")
+        list(open_documents(make(tmp_path), "test"))
 
 
 def test_windows_are_all_pieces_and_those_apart_have_every_target_once():

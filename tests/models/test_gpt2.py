@@ -1,12 +1,15 @@
-"""Where GPT attends, read from the model as it runs."""
+"""How GPT begins, how it goes on with a text, and where it attends, read from the model as it runs."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl.models.gpt2 import GPT
+from jaxdl.errors import UserError
+from jaxdl.generate import Sampling
+from jaxdl.models.gpt2 import GPT, go_on
 from jaxdl.nn import ATTENTIONS, attention_weights, stack_blocks
+from jaxdl.training.state import parameter_paths
 
 DEPTH, HEADS, LENGTH = 3, 2, 7
 
@@ -53,3 +56,60 @@ def test_the_first_block_is_the_softmax_of_its_own_products(model):
     products = np.where(np.tri(LENGTH, dtype=bool), products, -np.inf)
     expected = np.exp(products) / np.exp(products).sum(-1, keepdims=True)
     np.testing.assert_allclose(attention_weights(module, params, tokens)[0], expected, atol=1e-5)
+
+
+def test_what_leads_back_into_the_residual_stream_starts_smaller():
+    """0.02, and 0.02 / √(2 · depth) for the last map of either part of a block."""
+    depth = 8
+    module = GPT(vocabulary=300, length=64, width=64, depth=depth, num_heads=2)
+    params = module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    deviations = {path: float(jnp.std(leaf)) for path, leaf in zip(parameter_paths(params), jax.tree.leaves(params))}
+    kernels = {path: value for path, value in deviations.items() if path.endswith(("kernel", "embedding", "positions"))}
+    assert len(kernels) == 6 * depth + 2
+    for path, value in kernels.items():
+        wanted = 0.02 / np.sqrt(2 * depth) if path.endswith(("out/kernel", "contract/kernel")) else 0.02
+        np.testing.assert_allclose(value, wanted, rtol=0.06, err_msg=path)
+    assert all(value < 1e-5 for path, value in deviations.items() if path not in kernels)
+
+
+def recomputed(module: GPT, params: dict, text: list[int], tokens: int) -> list[int]:
+    """The likeliest token, again and again, from all that is seen: the text from `first` on, which is moved when the positions are used up."""
+    half = (module.length + 1) // 2
+    text, given = list(text), len(text)
+    first = 0 if given <= module.length else given - half
+    while len(text) < given + tokens:
+        if len(text) - first > module.length:
+            first = len(text) - half
+        logits = module.apply({"params": params}, jnp.asarray([text[first:]])).logits
+        text.append(int(logits[0, -1].argmax()))
+    return text[given:]
+
+
+@pytest.mark.parametrize(("given", "tokens"), [(2, 3), (6, 2), (7, 1), (1, 30), (6, 20), (12, 15)])
+def test_a_text_longer_than_the_positions_is_that_of_a_model_without_a_cache(model, given, tokens):
+    module, params, _ = model
+    text = np.random.default_rng(given).integers(0, 11, given).tolist()
+    streamed: list[int] = []
+    found = go_on(
+        module,
+        {"params": params},
+        text,
+        jax.random.key(0),
+        tokens=tokens,
+        sampling=Sampling(temperature=0),
+        stream=streamed.append,
+    )
+    assert found == streamed == recomputed(module, params, text, tokens)
+
+
+def test_nothing_is_written_after_an_end(model):
+    module, params, _ = model
+    go = lambda **how: go_on(
+        module, {"params": params}, [3, 1], jax.random.key(0), tokens=20, sampling=Sampling(temperature=0), **how
+    )
+    whole = go()
+    streamed: list[int] = []
+    end = whole[12]
+    assert go(end=end, stream=streamed.append) == streamed == whole[: whole.index(end) + 1]
+    with pytest.raises(UserError, match="no token to go on from"):
+        go_on(module, {"params": params}, [], jax.random.key(0), tokens=1)
