@@ -241,7 +241,14 @@ def draw(
 
 
 def looks(module: ViT, params: PyTree, images: Float[np.ndarray, "B H W C"]) -> Float[np.ndarray, "B rows columns"]:
-    """How much of each patch has come to the answer, by attention rollout; for each picture the shares sum to 1."""
+    """How much of each patch has come to the answer, by attention rollout; for each picture the shares sum to 1.
+
+    One picture after another: the weights of all blocks are there at once, and those of many pictures may be more than fits.
+    """
+    return np.concatenate([_looks_at(module, params, image[None]) for image in images])
+
+
+def _looks_at(module: ViT, params: PyTree, images: Float[np.ndarray, "B H W C"]) -> Float[np.ndarray, "B rows columns"]:
     weights = jax.device_get(attention_weights(module, params, jnp.asarray(images)))
     rollout = figures.attention_rollout(np.stack(weights[: module.depth]))
     match module.pool:

@@ -216,6 +216,16 @@ def test_what_is_looked_at_is_where_all_attention_goes(pool, share):
     np.testing.assert_allclose(shares, wanted, atol=1e-5)
 
 
+def test_rollout_holds_the_weights_of_one_picture_at_a_time(monkeypatch):
+    module = ViT(patch=4, width=8, depth=2, num_heads=2, classes=3)
+    images = np.random.default_rng(0).standard_normal((3, 8, 8, 1), np.float32)
+    params = module.init(jax.random.key(0), jnp.asarray(images[:1]))["params"]
+    counts = []
+    weights = vit.attention_weights
+    monkeypatch.setattr(vit, "attention_weights", lambda *given: counts.append(len(given[2])) or weights(*given))
+    assert vit.looks(module, params, images).shape == (3, 2, 2) and counts == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
