@@ -1,6 +1,6 @@
 """How training lies over devices: one program over a sharded batch (`jit`), sharded parameters too (`fsdp`), or a program per device (`pmap`).
 
-The result does not depend on the layout, up to rounding. Communication is XLA's in `jit` and `fsdp`, which only say where arrays lie; `pmap` averages gradients itself.
+The result does not depend on the layout, up to rounding; under `pmap` dropout is another draw, since each device has a key of its own. Communication is XLA's in `jit` and `fsdp`, which only say where arrays lie; `pmap` averages gradients itself.
 """
 
 import math

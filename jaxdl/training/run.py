@@ -33,7 +33,7 @@ ASIDE = {"aside": True}
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a run is carried out. Nothing here changes its result, so a resumed run may change it."""
+    """How a run is carried out. Its result does not depend on it, so a resumed run may change it. The one exception is chance within `pmap`, where each device draws dropout of its own: another draw, from the same distribution."""
 
     overwrite: bool = False
     """Delete the run that is in the working directory and start anew."""
