@@ -14,6 +14,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["jaxdl", "experiments"], "typechecker.check")
 
+import hypothesis_profiles  # noqa: F401, registers them
 import jax
 import numpy as np
 import pytest

@@ -17,8 +17,9 @@ The trap is `"SAME"` with a stride: for `n = 8`, `k = 3`, `s = 2` it pads `0, 1`
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, SupportsIndex
 
 import flax.linen as nn
 import jax
@@ -29,7 +30,10 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdl.errors import UserError, unknown
 
-Padding = str | int | Sequence[int | tuple[int, int]]
+PerAxis = SupportsIndex | Sequence[SupportsIndex]
+"""One whole number for all spatial axes, or one for each; numpy's are numbers too."""
+
+Padding = str | SupportsIndex | Sequence[SupportsIndex | tuple[SupportsIndex, SupportsIndex]]
 """`"SAME"`, `"VALID"`, one number for all sides, or for each spatial axis a number or a pair (before, after)."""
 
 
@@ -48,9 +52,11 @@ class Geometry(NamedTuple):
         return tuple(dilation * (size - 1) + 1 for size, dilation in zip(self.window, self.dilation))
 
 
-def per_axis(name: str, value: int | Sequence[int], rank: int, least: int = 1) -> tuple[int, ...]:
-    """One number for each spatial axis. Raises `UserError` if there are more or fewer, or one is below `least`."""
-    values = (value,) * rank if isinstance(value, int) else tuple(value)
+def per_axis(name: str, value: PerAxis, rank: int, least: int = 1) -> tuple[int, ...]:
+    """One number for each spatial axis. Raises `UserError` if there are more or fewer, or none at all, or one is below `least`."""
+    if rank < 1:
+        raise UserError("an array of two axes or fewer has no spatial axis: give `B *space C`, one picture as a batch of one")
+    values = tuple(map(operator.index, value if np.ndim(value) else (value,) * rank))
     if len(values) != rank or min(values) < least:
         raise UserError(f"{name} {value} does not fit {rank} spatial axes: give a number ≥ {least}, or one for each axis")
     return values
@@ -68,9 +74,9 @@ def check_groups(channels: int, kernel: Float[Array, "*window I O"], groups: int
 def geometry(
     space: Sequence[int],
     window: Sequence[int],
-    stride: int | Sequence[int] = 1,
+    stride: PerAxis = 1,
     padding: Padding = "SAME",
-    dilation: int | Sequence[int] = 1,
+    dilation: PerAxis = 1,
 ) -> Geometry:
     """The places that a kernel of size `window` visits in an array of lengths `space`; see the table above.
 
@@ -89,8 +95,8 @@ def geometry(
     elif isinstance(padding, str):
         raise unknown("padding", padding, ("SAME", "VALID"))
     else:
-        entries = [padding] * rank if isinstance(padding, int) else list(padding)
-        pairs = [(entry, entry) if isinstance(entry, int) else tuple(entry) for entry in entries]
+        entries = list(padding) if isinstance(padding, Sequence) else [padding] * rank
+        pairs = [tuple(map(operator.index, entry if isinstance(entry, Sequence) else (entry, entry))) for entry in entries]
         if len(pairs) != rank or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
             raise UserError(
                 f"padding {padding} does not fit {rank} spatial axes: give 'SAME', 'VALID', p ≥ 0, or p or (p, q) for each"
@@ -117,11 +123,11 @@ def _views(x: Float[Array, "B *space C"], shape: Geometry) -> list[Float[Array, 
 
 def unfold(
     x: Float[Array, "B *space C"],
-    window: int | Sequence[int],
+    window: PerAxis,
     *,
-    stride: int | Sequence[int] = 1,
+    stride: PerAxis = 1,
     padding: Padding = "SAME",
-    dilation: int | Sequence[int] = 1,
+    dilation: PerAxis = 1,
 ) -> Float[Array, "B *out P"]:
     """What the kernel sees at each place it visits, as vectors of `P = window · C` numbers: "im2col" (Chellapilla et al. 2006).
 
@@ -136,8 +142,10 @@ def contract(patches: Float[Array, "B *out P I"], kernel: Float[Array, "P J O"],
     width, outputs = kernel.shape[1:]
     wide = jnp.promote_types(patches.dtype, jnp.float32)
     if groups == 1:
-        flat = patches.reshape(*patches.shape[:-2], -1)
-        return jnp.matmul(flat, kernel.reshape(-1, outputs), preferred_element_type=wide)
+        # Rows below one another: the gradient of the kernel then sums over one axis, for which XLA's CPU copies nothing.
+        rows = patches.reshape(-1, patches.shape[-2] * width)
+        product = jnp.matmul(rows, kernel.reshape(-1, outputs), preferred_element_type=wide)
+        return product.reshape(*patches.shape[:-2], outputs)
     if width == 1:
         # A multiplication, which XLA fuses; as `groups` matrix products with a side of 1 it would be many times slower.
         factors = kernel.reshape(-1, groups, outputs // groups).astype(wide)
@@ -237,9 +245,9 @@ def convolve(
     x: Float[Array, "B *space C"],
     kernel: Float[Array, "*window I O"],
     *,
-    stride: int | Sequence[int] = 1,
+    stride: PerAxis = 1,
     padding: Padding = "SAME",
-    dilation: int | Sequence[int] = 1,
+    dilation: PerAxis = 1,
     groups: int = 1,
     method: Method = "fastest",
 ) -> Float[Array, "B *out O"]:
@@ -309,15 +317,15 @@ def convolve_transposed(
     x: Float[Array, "B *space C"],
     kernel: Float[Array, "*window I O"],
     *,
-    stride: int | Sequence[int] = 1,
+    stride: PerAxis = 1,
     padding: Padding = "SAME",
-    output_padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
+    output_padding: PerAxis = 0,
+    dilation: PerAxis = 1,
     groups: int = 1,
 ) -> Float[Array, "B *out O"]:
     """Each input adds the kernel, times itself, at `p · stride + k · dilation − padding`: the transpose of `convolve` as a linear map (Dumoulin and Visin 2016, section 4).
 
-    `padding` is that of the convolution that this transposes, so more of it makes the output shorter: `(n − 1) · s + k − before − after + output_padding` long. `"SAME"` gives `n · s`, `"VALID"` is 0. The lengths that a stride above 1 maps to the same `n` are told apart by `output_padding`, which `"SAME"` needs not.
+    `padding` is that of the convolution that this transposes, so more of it makes the output shorter: `(n − 1) · s + k − before − after + output_padding` long. `"SAME"` gives `n · s`, `"VALID"` is 0. The lengths that a stride above 1 maps to the same `n` are told apart by `output_padding`; `"SAME"` means the length `n · s` and has none.
 
     | | kernel | flipped |
     |---|---|---|
@@ -325,7 +333,7 @@ def convolve_transposed(
     | `torch.nn.ConvTranspose2d` | `I O k k`: ours is its `weight.permute(2, 3, 0, 1)` | no |
     | `jax.lax.conv_transpose`, `flax.linen.ConvTranspose` | `k k I O` | yes, unless `transpose_kernel=True`, which also exchanges I and O |
 
-    With groups, torch has `(groups · I, O/groups)` where we have `(I, O)`: output `g · O/groups + o` from input `g · I + i`. Raises `UserError` as `convolve` does, and unless `output_padding` is less than the stride or the dilation.
+    With groups, torch has `(groups · I, O/groups)` where we have `(I, O)`: output `g · O/groups + o` from input `g · I + i`. Raises `UserError` as `convolve` does, for `output_padding` with `"SAME"`, and unless it is less than the stride or the dilation.
     """
     check_groups(x.shape[-1], kernel, groups)
     space, window = x.shape[1:-1], kernel.shape[:-2]
@@ -333,6 +341,10 @@ def convolve_transposed(
     extra = per_axis("output_padding", output_padding, len(space), least=0)
     if any(more >= max(pair) for more, *pair in zip(extra, strides, dilations)) and any(extra):
         raise UserError(f"output_padding {output_padding} must be less than the stride {stride} or the dilation {dilation}")
+    if padding == "SAME" and any(extra):
+        raise UserError(
+            f"output_padding {output_padding} with padding 'SAME', which makes n · stride of n: pad by numbers instead"
+        )
     if padding == "SAME":
         whole = geometry([n * s for n, s in zip(space, strides)], window, strides, "SAME", dilations)
         extra = tuple(max(s - reach, 0) for s, reach in zip(strides, whole.reach))
@@ -376,7 +388,7 @@ def raster_mask(
     return jnp.asarray(mask.reshape(*window, inputs, outputs))
 
 
-def _sizes(kernel_size: int | Sequence[int], x: Array) -> tuple[int, ...]:
+def _sizes(kernel_size: PerAxis, x: Array) -> tuple[int, ...]:
     return per_axis("kernel size", kernel_size, x.ndim - 2)
 
 
@@ -389,10 +401,10 @@ class Conv(nn.Module):
     """
 
     features: int
-    kernel_size: int | Sequence[int]
-    stride: int | Sequence[int] = 1
+    kernel_size: PerAxis
+    stride: PerAxis = 1
     padding: Padding = "SAME"
-    dilation: int | Sequence[int] = 1
+    dilation: PerAxis = 1
     groups: int = 1
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
@@ -442,10 +454,10 @@ class SeparableConv(nn.Module):
     """
 
     features: int
-    kernel_size: int | Sequence[int]
-    stride: int | Sequence[int] = 1
+    kernel_size: PerAxis
+    stride: PerAxis = 1
     padding: Padding = "SAME"
-    dilation: int | Sequence[int] = 1
+    dilation: PerAxis = 1
     multiplier: int = 1
     between: Callable[[Array], Array] | None = None
     use_bias: bool = True
@@ -479,11 +491,11 @@ class ConvTranspose(nn.Module):
     """
 
     features: int
-    kernel_size: int | Sequence[int]
-    stride: int | Sequence[int] = 1
+    kernel_size: PerAxis
+    stride: PerAxis = 1
     padding: Padding = "SAME"
-    output_padding: int | Sequence[int] = 0
-    dilation: int | Sequence[int] = 1
+    output_padding: PerAxis = 0
+    dilation: PerAxis = 1
     groups: int = 1
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()

@@ -1,7 +1,5 @@
 """Deformable convolution: each place of the kernel looks where the image itself says, at positions between the pixels."""
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxdl.errors import UserError
-from jaxdl.nn.convolution import Conv, Padding, check_groups, contract, geometry, per_axis
+from jaxdl.nn.convolution import Conv, Padding, PerAxis, check_groups, contract, geometry, per_axis
 
 
 def sample_bilinear(
@@ -47,17 +45,21 @@ def deformable_convolve(
     kernel: Float[Array, "h w I O"],
     modulation: Float[Array, "B Y X taps"] | None = None,
     *,
-    stride: int | Sequence[int] = 1,
+    stride: PerAxis = 1,
     padding: Padding = "SAME",
-    dilation: int | Sequence[int] = 1,
+    dilation: PerAxis = 1,
     groups: int = 1,
 ) -> Float[Array, "B Y X O"]:
     """`y(p) = Σ_k w_k · m_k(p) · x(p · stride + k · dilation − padding + Δ_k(p))` (Dai et al. 2017, eq. 2; with `modulation` m, Zhu et al. 2019, eq. 1).
 
     `offsets` has `2 · h · w` channels for each offset group, in the order (group, row of the kernel, column, (y, x)) in pixels, down and right; `modulation` half as many. This is the order of `torchvision.ops.deform_conv2d`. An offset group moves a contiguous part of the channels of `x`; how many there are follows from the number of channels. Outside of `x` are zeros; see `sample_bilinear`.
 
-    With offsets of 0 this is `convolve`. It keeps `h · w` times the input in memory. Raises `UserError` where the numbers of channels do not fit together.
+    With offsets of 0 this is `convolve`. It keeps `h · w` times the input in memory. Raises `UserError` where the numbers of channels do not fit together, and for arrays of other than four axes.
     """
+    if any(array.ndim != 4 for array in (x, offsets, kernel)):
+        raise UserError(
+            f"images `B H W C`, offsets `B Y X offsets` and a kernel `h w I O` have four axes, one image as a batch of one, and were given as {x.shape}, {offsets.shape}, {kernel.shape}"
+        )
     window, (width, outputs) = kernel.shape[:2], kernel.shape[2:]
     channels, taps = x.shape[-1], window[0] * window[1]
     shape = geometry(x.shape[1:-1], window, stride, padding, dilation)
@@ -99,10 +101,10 @@ class DeformableConv(nn.Module):
     """
 
     features: int
-    kernel_size: int | Sequence[int] = 3
-    stride: int | Sequence[int] = 1
+    kernel_size: PerAxis = 3
+    stride: PerAxis = 1
     padding: Padding = "SAME"
-    dilation: int | Sequence[int] = 1
+    dilation: PerAxis = 1
     groups: int = 1
     offset_groups: int = 1
     modulated: bool = True

@@ -11,8 +11,10 @@ from jaxdl.errors import UserError
 def patchify(images: Float[Array, "B H W C"], patch: int) -> Float[Array, "B T P"]:
     """Cuts images into squares of `patch` pixels, row by row: `T = (H/patch)·(W/patch)`, `P = patch·patch·C` in the order (row, column, channel).
 
-    Raises `UserError` if a side is no multiple of `patch`.
+    Raises `UserError` if a side is no multiple of `patch`, and for a single image without a batch.
     """
+    if images.ndim != 4:
+        raise UserError(f"images are `B H W C`, one as a batch of one, and were given as {images.shape}")
     batch, height, width, channels = images.shape
     if height % patch or width % patch:
         raise UserError(f"images of {height}×{width} cannot be cut into patches of {patch}: resize them to a multiple of {patch}")

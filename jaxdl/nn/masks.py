@@ -3,27 +3,45 @@
 Queries and keys are given by their number, and then stand at 0, 1, 2 …, or by their positions, the same for all examples or not. Masks combine by `&` and `|`: `causal_mask(T) & segment_mask(documents)`. Beware of torch: in `key_padding_mask` and a boolean `attn_mask` of `torch.nn.MultiheadAttention` and `torch.nn.Transformer` true means "ignore", so exchange with `~`; `scaled_dot_product_attention` has true as here.
 """
 
+import operator
+
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from jaxdl.errors import UserError
 
-def _places(places: int | Int[Array, "T"] | Int[Array, "#B T"]) -> Int[Array, "#B T"]:
-    return jnp.atleast_2d(jnp.arange(places) if isinstance(places, int) else places)
+Count = int | np.integer
+
+Places = Count | Int[Array, "_"] | Int[Array, "#B _"]
+"""Of queries or keys: how many there are, at 0, 1, 2 …, or their positions."""
+
+Window = Count | tuple[Count, Count]
+"""How many keys to the left and to the right of itself a query sees; one number is for both sides."""
+
+
+def places(given: Places) -> Int[Array, "#B _"]:
+    """The positions that are meant."""
+    return jnp.atleast_2d(given if jnp.ndim(given) else jnp.arange(operator.index(given)))
+
+
+def window_sides(window: Window) -> tuple[int, int]:
+    """Left and right. Raises `UserError` for a side below 0."""
+    sides = tuple(window) if np.ndim(window) else (window, window)
+    if len(sides) != 2 or min(sides) < 0:
+        raise UserError(f"a window of {window} keys to the left and right: give two numbers from 0 on, or one for both sides")
+    return operator.index(sides[0]), operator.index(sides[1])
 
 
 def window_mask(
-    queries: int | Int[Array, "T"] | Int[Array, "#B T"],
-    keys: int | Int[Array, "S"] | Int[Array, "#B S"] | None = None,
-    *,
-    left: int | None = None,
-    right: int | None = None,
+    queries: Places, keys: Places | None = None, *, left: Count | None = None, right: Count | None = None
 ) -> Bool[Array, "#B 1 T S"]:
-    """Keys from `left` before the query to `right` after it, both included; without a bound where `None` (Beltagy et al. 2020, section 3.1, has both at w/2).
+    """Keys from `left` before the query to `right` after it, both included; without a bound where `None` (Beltagy et al. 2020, section 3.1, has both at w/2). A bound below 0 leaves the query itself out: `right=-1` shows what came before it.
 
     `local_window_size=(left, right)` of an attention is the same for whole sequences. Mistral's window of W counts the query itself: `left=W − 1, right=0`.
     """
-    query = _places(queries)[:, None, :, None]
-    key = _places(queries if keys is None else keys)[:, None, None, :]
+    query = places(queries)[:, None, :, None]
+    key = places(queries if keys is None else keys)[:, None, None, :]
     mask = jnp.ones(jnp.broadcast_shapes(query.shape, key.shape), bool)
     if left is not None:
         mask &= key >= query - left
@@ -32,9 +50,7 @@ def window_mask(
     return mask
 
 
-def causal_mask(
-    queries: int | Int[Array, "T"] | Int[Array, "#B T"], keys: int | Int[Array, "S"] | Int[Array, "#B S"] | None = None
-) -> Bool[Array, "#B 1 T S"]:
+def causal_mask(queries: Places, keys: Places | None = None) -> Bool[Array, "#B 1 T S"]:
     """Keys up to the query itself (Vaswani et al. 2017, section 3.2.3).
 
     Two lengths are aligned at their starts, as `is_causal` is in torch and `jax.nn`. Queries that come after n cached keys are `causal_mask(n + jnp.arange(T), S)`.
@@ -47,7 +63,7 @@ def padding_mask(valid: Bool[Array, "B S"]) -> Bool[Array, "B 1 1 S"]:
     return valid[:, None, None, :]
 
 
-def length_mask(lengths: Int[Array, "B"], keys: int) -> Bool[Array, "B 1 1 S"]:
+def length_mask(lengths: Int[Array, "B"], keys: Count) -> Bool[Array, "B 1 1 S"]:
     """The first `lengths` of the keys: padding is at the end."""
     return padding_mask(jnp.arange(keys) < lengths[:, None])
 
@@ -58,7 +74,7 @@ def segment_mask(queries: Int[Array, "B T"], keys: Int[Array, "B S"] | None = No
     return queries[:, None, :, None] == keys[:, None, None, :]
 
 
-def prefix_mask(lengths: Int[Array, "B"], queries: int, keys: int | None = None) -> Bool[Array, "B 1 T S"]:
+def prefix_mask(lengths: Int[Array, "B"], queries: Count, keys: Count | None = None) -> Bool[Array, "B 1 T S"]:
     """A prefix of `lengths` tokens that all may see, and what is causal after it (Raffel et al. 2020, section 3.2.1)."""
     return causal_mask(queries, keys) | length_mask(lengths, queries if keys is None else keys)
 

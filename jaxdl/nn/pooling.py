@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdl.errors import UserError
-from jaxdl.nn.convolution import Geometry, Padding, geometry, per_axis
+from jaxdl.nn.convolution import Geometry, Padding, PerAxis, geometry, per_axis
 
 
 def _windows(x: Array, axis: int, shape: Geometry) -> Array | None:
@@ -63,7 +63,7 @@ def _largest_derivative(axis: int, shape: Geometry, primals: Sequence[Array], ta
     return value, sum(jnp.where(place == index, change, 0) for index, change in enumerate(_pieces(dx, axis, shape)))
 
 
-def _shape(x: Array, window: int | Sequence[int], stride: int | Sequence[int] | None, padding: Padding) -> Geometry:
+def _shape(x: Array, window: PerAxis, stride: PerAxis | None, padding: Padding) -> Geometry:
     space = x.shape[1:-1]
     sizes = per_axis("window", window, len(space))
     shape = geometry(space, sizes, sizes if stride is None else stride, padding)
@@ -89,9 +89,9 @@ def _sums(x: Array, shape: Geometry) -> Array:
 
 def max_pool(
     x: Float[Array, "B *space C"],
-    window: int | Sequence[int],
+    window: PerAxis,
     *,
-    stride: int | Sequence[int] | None = None,
+    stride: PerAxis | None = None,
     padding: Padding = "VALID",
 ) -> Float[Array, "B *out C"]:
     """The largest value of each window; the stride is the window unless given. Padding is −∞ and never the largest.
@@ -107,9 +107,9 @@ def max_pool(
 
 def average_pool(
     x: Float[Array, "B *space C"],
-    window: int | Sequence[int],
+    window: PerAxis,
     *,
-    stride: int | Sequence[int] | None = None,
+    stride: PerAxis | None = None,
     padding: Padding = "VALID",
     count_padding: bool = True,
 ) -> Float[Array, "B *out C"]:

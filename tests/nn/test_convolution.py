@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import few
 
 from jaxdl.errors import UserError
 from jaxdl.nn import (
@@ -46,7 +47,7 @@ def random(*shape):
     return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
 
-@settings(max_examples=4, deadline=None, derandomize=True)
+@few(4)
 @given(
     height=st.integers(1, 6),
     size=st.integers(1, 3),
@@ -224,6 +225,21 @@ def test_modules_start_as_flaxs_and_run_under_remat_and_vmap():
     assert sum(leaf.size for leaf in jax.tree.leaves(found)) == 9 * 4 + 4 + 4 * 6 + 6
 
 
+def test_numpys_integers_are_numbers_too():
+    x, two, one = random(1, 6, 6, 2), np.int64(2), np.int32(1)
+    kernel = random(2, 2, 2, 3)
+    same = lambda got, want: np.testing.assert_array_equal(got, want)
+    same(convolve(x, kernel, stride=two, padding=one), convolve(x, kernel, stride=2, padding=1))
+    same(
+        convolve(x, kernel, dilation=(one, two), padding=((one, 0), one)),
+        convolve(x, kernel, dilation=(1, 2), padding=((1, 0), 1)),
+    )
+    same(convolve_transposed(x, kernel, stride=two), convolve_transposed(x, kernel, stride=2))
+    same(max_pool(x, two, stride=one), max_pool(x, 2, stride=1))
+    params = {"params": {"kernel": kernel, "bias": jnp.ones(3)}}
+    same(Conv(3, two, two).apply(params, x), Conv(3, 2, 2).apply(params, x))
+
+
 def test_a_kernel_longer_than_the_image_is_the_same_by_every_method():
     """Where "fastest" unfolds on a CPU, as XLA's own way would be slow."""
     x, kernel = random(2, 4, 9, 3), random(5, 5, 3, 2)
@@ -271,6 +287,13 @@ def test_pooling_is_the_loop_over_windows():
         (lambda x: Conv(4, 3, groups=4).init(jax.random.key(0), x), "6 channels and 4 features"),
         (lambda x: MaskedConv(4, 4).init(jax.random.key(0), x), "has no middle"),
         (lambda x: MaskedConv(4, 3, colors=3).init(jax.random.key(0), x), "3 groups"),
+        (
+            lambda x: convolve_transposed(x, jnp.ones((3, 3, 6, 4)), stride=2, output_padding=1),
+            "output_padding 1 with padding 'SAME'",
+        ),
+        (lambda x: Conv(4, 3).init(jax.random.key(0), x[0, 0]), "no spatial axis"),
+        (lambda x: Conv(4, (3, 3)).init(jax.random.key(0), x[0]), "does not fit 1 spatial axes"),
+        (lambda x: max_pool(x[0, 0], 2), "no spatial axis"),
         (lambda x: max_pool(x, 2, padding=2), "nothing but padding"),
         (lambda x: unfold(x, (3, 3, 3)), "kernel size"),
     ],

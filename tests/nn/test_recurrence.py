@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import few
 
 from jaxdl.errors import UserError
 from jaxdl.nn import Recurrent, SequenceModel, gru_cell, lstm_cell, recurrence, rnn_cell
@@ -92,7 +93,7 @@ def test_stacked_and_bidirectional_layers_equal_loops_in_numpy_to_ten_digits(cel
             np.testing.assert_allclose(leaf, want, rtol=1e-11, atol=1e-12)
 
 
-@settings(max_examples=2, deadline=None, derandomize=True)
+@few(2)
 @given(
     length=st.integers(1, 6),
     batch=st.integers(1, 3),
@@ -268,15 +269,6 @@ def test_padding_is_as_good_as_absent_even_if_it_is_no_number(cell):
     np.testing.assert_allclose(y[2:, :2], short, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[:, 2:], b, atol=1e-6), state, end)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)) and not np.any(gradient[1][1])
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_huge_and_zero_inputs_give_finite_values_and_gradients(cell):
-    x = jnp.stack([jnp.full((3, 2), value) for value in (0.0, 1e4, -1e4)])
-    module = Recurrent(3, cell, layers=2)
-    variables = module.init(jax.random.key(0), x)
-    loss = jax.jit(jax.value_and_grad(lambda v, x: (module.apply(v, x)[0] ** 2).sum(), (0, 1)))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loss(variables, x)))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
