@@ -1,11 +1,13 @@
 """Building blocks: the maths as plain functions, the Linen modules thin around them."""
 
 from jaxdl.nn.activations import PReLU, elu, gelu, gelu_tanh, glu, hard_sigmoid, hard_swish, leaky_relu, mish, prelu, silu
-from jaxdl.nn.attention import ATTENTIONS, Attention, Cache, MultiHeadAttention, Rotary, dot_product_attention
+from jaxdl.nn.attention import ATTENTIONS, Attention, MultiHeadAttention, Rotary, dot_product_attention
+from jaxdl.nn.cache import Cache
 from jaxdl.nn.convolution import (
     Conv,
     ConvTranspose,
     MaskedConv,
+    PerAxis,
     SeparableConv,
     convolve,
     convolve_transposed,
@@ -24,7 +26,16 @@ from jaxdl.nn.linear_attention import (
     positive_features,
     random_projection,
 )
-from jaxdl.nn.masks import causal_mask, length_mask, padding_mask, prefix_mask, segment_mask, token_positions, window_mask
+from jaxdl.nn.masks import (
+    Places,
+    causal_mask,
+    length_mask,
+    padding_mask,
+    prefix_mask,
+    segment_mask,
+    token_positions,
+    window_mask,
+)
 from jaxdl.nn.normalization import (
     BatchNorm,
     GroupNorm,
@@ -97,6 +108,8 @@ __all__ = [
     "MultiHeadAttention",
     "PReLU",
     "PatchEmbedding",
+    "PerAxis",
+    "Places",
     "RMSNorm",
     "RandomFeatureAttention",
     "Recurrent",

@@ -1,20 +1,21 @@
-"""Attention: the function of queries, keys and values, the cache that decoding fills, and the heads with their projections around both."""
+"""Attention: the function of queries, keys and values, and the heads with their projections around it."""
 
 import functools
 import math
 import operator
 from collections.abc import Callable, Collection
+from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 import pallas_kernels
 from jaxdl.errors import UserError, unknown
-from jaxdl.nn.masks import causal_mask, length_mask, padding_mask, token_positions, window_mask
+from jaxdl.nn.cache import Cache, cache_dtype, empty_state, from_cache, state_decoder
+from jaxdl.nn.masks import Window, causal_mask, length_mask, padding_mask, window_mask, window_sides
 
 Attention = Callable[..., Array]
 """`attention(query, key, value, bias=None, mask=None, *, scale=None, is_causal=False, ...)` on `B T N H`, `B S K H`, `B S K H`; a mask is true where a query may look."""
@@ -34,23 +35,22 @@ def dot_product_attention(
     is_causal: bool = False,
     query_seq_lengths: Int[Array, "B"] | None = None,
     key_value_seq_lengths: Int[Array, "B"] | None = None,
-    local_window_size: int | tuple[int, int] | None = None,
+    local_window_size: Window | None = None,
     logits_soft_cap: float | None = None,
 ) -> Float[Array, "B T N V"]:
     """`softmax(scale · QKᵀ + bias) V`, by default with a scale of `1/√H` (Vaswani et al. 2017, eq. 1), over the keys that every mask allows.
 
     Masks are true where a query may look. A query that may look nowhere gets 0, and gives no gradient; `jax.nn.dot_product_attention`, whose arguments these are but for the last, gives it the mean of all values. `is_causal` and the window `(left, right)` count from the first query and the first key; the window includes the query and both of its ends. Hide keys by masks and not by a bias of −∞, which is NaN where nothing else is left. `logits_soft_cap` makes `cap · tanh(logit / cap)` of each logit before the bias (Gemma 2; Bello et al. 2016, eq. 16).
 
-    With K < N key heads, heads `i · N/K` to `(i + 1) · N/K − 1` share the i-th (Ainslie et al. 2023, section 2.2): no key is copied. Logits and softmax are in float32 (or wider), the weights are rounded to the dtype of the values. Raises `UserError` if K does not divide N.
+    With K < N key heads, heads `i · N/K` to `(i + 1) · N/K − 1` share the i-th (Ainslie et al. 2023, section 2.2): no key is copied. Logits and softmax are in float32 (or wider), the weights are rounded to the dtype of the values. Raises `UserError` if K does not divide N, for arrays, a bias or a mask of other than four axes, and for a negative window.
     """
+    check_operands(query, key, value, bias, mask)
     (batch, queries, heads, width), (keys, groups) = query.shape, key.shape[1:3]
-    if heads % groups:
-        raise UserError(f"{heads} query heads cannot share {groups} key/value heads: choose a divisor of {heads}")
     masks = [] if mask is None else [mask]
     if is_causal:
         masks.append(causal_mask(queries, keys))
     if local_window_size is not None:
-        left, right = (local_window_size,) * 2 if isinstance(local_window_size, int) else local_window_size
+        left, right = window_sides(local_window_size)
         masks.append(window_mask(queries, keys, left=left, right=right))
     if query_seq_lengths is not None:
         masks.append(length_mask(query_seq_lengths, queries).swapaxes(2, 3))
@@ -81,7 +81,24 @@ def dot_product_attention(
 
 
 ATTENTIONS = {"plain": dot_product_attention, "flash": pallas_kernels.dot_product_attention}
-"""By the names that experiments give them on the command line: the form above, and one in tiles that never holds `T × S` logits, by the kernel of the platform where it has one."""
+"""By the names that experiments give them on the command line: the form above, and one in tiles that never holds `T × S` logits, by the kernel of the platform where it has one.
+
+Both compute the same function, and so serve every transformer of the library as it is. The others change the model and are named in code, as `attention=` of a block: `sliding_window_attention` needs a width, which is a field of `MultiHeadAttention` and `LatentAttention` and no name; `linear_attention` and `RandomFeatureAttention` have no softmax, so that there is no soft cap (Gemma 2), no prefix (PaliGemma), no packing of several sentences into a row and no picture of weights, and the second has random features to carry beside the parameters.
+"""
+
+
+def check_operands(query: Array, key: Array, value: Array, bias: Array | None = None, mask: Array | None = None) -> None:
+    """Raises `UserError` unless query, key and value are `B T N H`, `B S K H` and `B S K V` with K dividing N, and bias and mask have four axes, each 1 or that of `B N T S`: three would be taken for `N T S`, whoever meant `B T S`."""
+    shapes = [tuple(x.shape) for x in (query, key, value)]
+    if any(len(shape) != 4 for shape in shapes) or key.shape[:3] != value.shape[:3] or query.shape[0] != key.shape[0]:
+        raise UserError(f"queries, keys and values are `B T N H`, `B S K H`, `B S K V`, and were given as {shapes}")
+    (batch, queries, heads, _), (_, keys, groups, _) = query.shape, key.shape
+    if heads % groups:
+        raise UserError(f"{heads} query heads cannot share {groups} key/value heads: choose a divisor of {heads}")
+    whole = batch, heads, queries, keys
+    for name, x in (("bias", bias), ("mask", mask)):
+        if x is not None and (x.ndim != 4 or any(given not in (1, full) for given, full in zip(x.shape, whole))):
+            raise UserError(f"a {name} of shape {x.shape} does not fit: give four axes `B N T S`, each 1 or that of {whole}")
 
 
 def _precision(dtype: DTypeLike) -> jax.lax.DotAlgorithmPreset | None:
@@ -90,52 +107,21 @@ def _precision(dtype: DTypeLike) -> jax.lax.DotAlgorithmPreset | None:
     return presets.get(jnp.dtype(dtype).name)
 
 
-@flax.struct.dataclass
-class Cache:
-    """What attention remembers of the tokens it has seen: `S` slots, filled from the first, of which `valid` (`B S`) says which hold real tokens and not padding.
-
-    `entries` is any pytree of arrays `B S ...`: keys and values `B S K H` in `MultiHeadAttention`; a stack of layers has a tuple of these, or arrays with the layers on a leading axis. `next` is the first free slot, the same for all examples. All shapes are static, so that `jit` and `scan` can carry it.
-    """
-
-    entries: PyTree
-    valid: PyTree
-    next: PyTree
-
-    @classmethod
-    def empty(cls, entries: PyTree[Array]) -> "Cache":
-        """With no token, over arrays `B S ...` of zeros."""
-        return cls(entries, jnp.zeros(jax.tree.leaves(entries)[0].shape[:2], bool), jnp.zeros((), jnp.int32))
-
-    @property
-    def slots(self) -> int:
-        return self.valid.shape[1]
-
-    def positions(self, valid: Bool[Array, "B T"]) -> Int[Array, "B T"]:
-        """The positions of `T` more tokens: how many real ones came before, in the cache and among them."""
-        return self.valid.sum(1, dtype=jnp.int32)[:, None] + token_positions(valid)
-
-    def append(self, entries: PyTree[Array], valid: Bool[Array, "B T"]) -> "Cache":
-        """With `T` more tokens, cast to the dtype of the cache.
-
-        Raises `UserError` where they do not fit. Under `jit`, where the number of those before is not known, what does not fit is written as NaN, which comes out of every attention from then on: an overfull cache cannot pass for a good one.
-        """
-        length = valid.shape[1]
-        end = self.next + length
-        known = None if isinstance(end, jax.core.Tracer) else int(end)
-        if length > self.slots or (known is not None and known > self.slots):
-            taken = "" if known is None else f" after {known - length}"
-            raise UserError(f"{length} tokens{taken} do not fit into a cache of {self.slots} slots: make one of more slots")
-
-        def write(old: Array, new: Array) -> Array:
-            new = jnp.where(end > self.slots, jnp.nan, new).astype(old.dtype)
-            return jax.lax.dynamic_update_slice_in_dim(old, new, self.next, axis=1)
-
-        seen = jax.lax.dynamic_update_slice_in_dim(self.valid, valid, self.next, axis=1)
-        return Cache(jax.tree.map(write, self.entries, entries), seen, end)
-
-    def mask(self, queries: int) -> Bool[Array, "B 1 T S"]:
-        """What the `queries` tokens appended last may look at: real tokens up to themselves."""
-        return causal_mask(self.next - queries + jnp.arange(queries), self.slots) & padding_mask(self.valid)
+def within(
+    length: int,
+    mask: Bool[Array, "#B #N #T #T"] | None,
+    window: Window | None,
+    prefix: Int[Array, "B"] | None,
+    is_causal: bool,
+) -> dict[str, Any]:
+    """The arguments of an attention for a whole sequence, of which the first `prefix` tokens see one another whatever the window and `is_causal` say."""
+    if prefix is None:
+        return dict(mask=mask, is_causal=is_causal) | ({} if window is None else dict(local_window_size=window))
+    left, right = (None, None) if window is None else window_sides(window)
+    seen = window_mask(length, left=left, right=0 if is_causal else right)
+    first = jnp.arange(length) < prefix[:, None]
+    seen |= first[:, None, :, None] & padding_mask(first)
+    return dict(mask=seen if mask is None else mask & seen)
 
 
 _PROJECTIONS = ("query", "key", "value", "out")
@@ -144,7 +130,7 @@ _PROJECTIONS = ("query", "key", "value", "out")
 class MultiHeadAttention(nn.Module):
     """Attention of `num_heads` heads between learned projections (Vaswani et al. 2017, section 3.2.2).
 
-    - `attention` is the function between the projections: the flash kernel, one with another `scale`, a windowed or a linear form drops in here.
+    - `attention` is the function between the projections: the flash kernel, one with another `scale`, a windowed or a linear form drops in here. A linear one is decoded by its state.
     - `num_kv_heads` below `num_heads` lets several heads share a key and a value: grouped-query attention (Ainslie et al. 2023), with 1 multi-query attention (Shazeer 2019).
     - `head_width` is `D / num_heads` unless given, as in Gemma.
     - `use_bias` is for all four projections or none (Llama, Gemma), or names those that have one: `("query", "key", "value")` in Qwen2, all but `"key"` in Whisper.
@@ -161,7 +147,7 @@ class MultiHeadAttention(nn.Module):
     head_width: int | None = None
     use_bias: bool | Collection[str] = True
     rotary: Rotary | None = None
-    local_window_size: tuple[int, int] | None = None
+    local_window_size: Window | None = None
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
     out_init: nn.initializers.Initializer | None = None
     dtype: DTypeLike | None = None
@@ -191,20 +177,17 @@ class MultiHeadAttention(nn.Module):
         width = self._head_width(queries.shape[-1])
         query = self._heads("query", queries, self.num_heads, width, positions)
         key, value = self._key_value(queries if keys_values is None else keys_values, width, positions)
-        windowed = self.local_window_size is not None and keys_values is None
-        how = dict(is_causal=is_causal) | (dict(local_window_size=self.local_window_size) if windowed else {})
-        if prefix is not None:
-            left, right = self.local_window_size or (None, None)
-            seen = window_mask(queries.shape[1], left=left, right=0 if is_causal else right)
-            within = jnp.arange(queries.shape[1]) < prefix[:, None]
-            seen |= within[:, None, :, None] & padding_mask(within)
-            mask, how = seen if mask is None else mask & seen, {}
-        return self._out(self.attention(query, key, value, bias, mask, **how), queries)
+        how = within(queries.shape[1], mask, self.local_window_size if keys_values is None else None, prefix, is_causal)
+        return self._out(self.attention(query, key, value, bias, **how), queries)
 
     def empty_cache(self, batch: int, slots: int, width: int, dtype: DTypeLike | None = None) -> Cache:
-        """For self-attention over up to `slots` tokens, prompt and padding included, at the model width `width`. Needs no parameters."""
-        shape = (batch, slots, self.num_kv_heads or self.num_heads, self._head_width(width))
-        dtype = dtype or self.dtype or jnp.float32
+        """For self-attention over up to `slots` tokens, prompt and padding included, at the model width `width`. Needs no parameters. Unless given, the dtype is that of the layer: `dtype`, or that of the parameters, in float32 or wider."""
+        heads, width = self.num_kv_heads or self.num_heads, self._head_width(width)
+        dtype = cache_dtype(dtype, self.dtype, self.param_dtype)
+        if state_decoder(self.attention) is not None:
+            state = empty_state(self.attention, batch, heads, width, dtype)
+            return Cache(state, jnp.zeros((batch, slots), bool), jnp.zeros((), jnp.int32))
+        shape = batch, slots, heads, width
         return Cache.empty((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)))
 
     def decode(
@@ -220,18 +203,25 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Causal self-attention of the next `T` tokens, be it a prompt or a single one, and the cache with them.
 
-        Tokens that are not `is_causal` see one another and all before them, beyond the window too: so the prefix is read to which `__call__` gives that name. `valid` is true for real tokens: prompts of different lengths may be padded on either side. Positions count the real tokens unless given. `mask` and `bias` are over the slots of the cache. Raises `UserError` where the cache is full, see `Cache.append`.
+        Tokens that are not `is_causal` see one another and all before them, beyond the window too: so the prefix is read to which `__call__` gives that name. `valid` is true for real tokens: prompts of different lengths may be padded on either side. Positions count the real tokens unless given. `mask` and `bias` are over the slots of the cache. Raises `UserError` where the cache is full, see `Cache.append`; for an attention that binds an argument of places, see `from_cache`; and where a linear one is asked for a window, a mask, a bias, or a prefix.
         """
         valid = jnp.ones(x.shape[:2], bool) if valid is None else valid
-        counted = cache.positions(valid)
-        positions = counted if positions is None else positions
+        positions = cache.positions(valid) if positions is None else positions
         width = self._head_width(x.shape[-1])
         query = self._heads("query", x, self.num_heads, width, positions)
-        cache = cache.append(self._key_value(x, width, positions), valid)
-        seen = cache.mask(x.shape[1]) if is_causal else padding_mask(cache.valid)
-        if is_causal and self.local_window_size is not None:
-            seen &= window_mask(counted, token_positions(cache.valid), left=self.local_window_size[0])
-        return self._out(self._from_cache(query, cache, seen, mask, bias), x), cache
+        key, value = self._key_value(x, width, positions)
+        go_on = state_decoder(from_cache(self.attention))
+        if go_on is None:
+            cache = cache.append((key, value), valid)
+            seen = cache.mask(x.shape[1], self.local_window_size, is_causal=is_causal)
+            return self._out(self._from_cache(query, cache, seen, mask, bias), x), cache
+        if not is_causal or any(given is not None for given in (self.local_window_size, mask, bias)):
+            raise UserError(
+                "a linear attention decodes by a state, in which all tokens before are one: leave out window, mask, bias and prefix"
+            )
+        cache = cache.advance(valid)
+        attended, state = go_on(query, key, value, cache.entries, valid)
+        return self._out(attended, x), cache.replace(entries=state)
 
     def remember(self, keys_values: Float[Array, "B S E"], valid: Bool[Array, "B S"] | None = None) -> Cache:
         """A full cache of another sequence, for `recall`: the keys and values of cross-attention are computed once. Where E is not D, `head_width` must be given."""
@@ -273,7 +263,7 @@ class MultiHeadAttention(nn.Module):
         bias: Float[Array, "#B #N #T #S"] | None,
     ) -> Float[Array, "B T N H"]:
         key, value = (entry.astype(query.dtype) for entry in cache.entries)
-        return self.attention(query, key, value, bias, seen if mask is None else seen & mask)
+        return from_cache(self.attention)(query, key, value, bias, seen if mask is None else seen & mask)
 
     def _out(self, attended: Float[Array, "B T N H"], like: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self._project("out", attended, attended.shape[2:], like.shape[2:])

@@ -1,13 +1,17 @@
 """Multi-head latent attention: keys and values of all heads are read from one small vector per token, and the cache holds nothing else (DeepSeek-AI 2024, arXiv 2405.04434, section 2.1)."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdl.nn.attention import Attention, Cache, Rotary, dot_product_attention
+from jaxdl.errors import UserError
+from jaxdl.nn.attention import Attention, Rotary, dot_product_attention, within
+from jaxdl.nn.cache import Cache, cache_dtype, from_cache, state_decoder
+from jaxdl.nn.masks import Window
 from jaxdl.nn.normalization import rms_norm
 from jaxdl.nn.positions import rope
 
@@ -21,6 +25,7 @@ class LatentAttention(nn.Module):
     - Both latents pass an RMS normalisation before they are expanded.
     - `rotary` has neighbours for pairs, as the published weights need; `jaxdl.nn.rope` itself has halves.
     - `scale` is `1/√(key_width + rotary_width)` where left out.
+    - `local_window_size` is that of `MultiHeadAttention`.
 
     The widths are V3's. Nothing has a bias. For a context stretched by YaRN with DeepSeek's `mscale` and `mscale_all_dim`, take `yarn_frequencies` and the quotient of magnitudes for `rotary`, and multiply the scale by the square of the second:
 
@@ -41,6 +46,7 @@ class LatentAttention(nn.Module):
     attention: Attention = dot_product_attention
     rotary: Rotary = functools.partial(rope, interleaved=True)
     scale: float | None = None
+    local_window_size: Window | None = None
     eps: float = 1e-6
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
     dtype: DTypeLike | None = None
@@ -54,17 +60,19 @@ class LatentAttention(nn.Module):
         bias: Float[Array, "#B #N #T #T"] | None = None,
         positions: Int[Array, "#B T"] | None = None,
         is_causal: bool = False,
+        prefix: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Whole sequences, by the expanded form. Positions are 0, 1, 2 … unless given."""
+        """Whole sequences, by the expanded form. Positions are 0, 1, 2 … unless given, and the first `prefix` tokens see one another: see `MultiHeadAttention`."""
         positions = jnp.arange(x.shape[1])[None] if positions is None else positions
         query, turned = self._queries(x, positions)
         latents = self._latents(x, positions)
-        return self._out(self._expanded(query, turned, latents, bias, mask, is_causal=is_causal), x)
+        how = within(x.shape[1], mask, self.local_window_size, prefix, is_causal)
+        return self._out(self._expanded(query, turned, latents, bias, **how), x)
 
     def empty_cache(self, batch: int, slots: int, width: int, dtype: DTypeLike | None = None) -> Cache:
         """For up to `slots` tokens, prompt and padding included: `kv_rank + rotary_width` numbers each, whatever the heads and the model width `width`."""
         shape = (batch, slots, self.kv_rank + self.rotary_width)
-        return Cache.empty(jnp.zeros(shape, dtype or self.dtype or jnp.float32))
+        return Cache.empty(jnp.zeros(shape, cache_dtype(dtype, self.dtype, self.param_dtype)))
 
     def decode(
         self,
@@ -75,17 +83,22 @@ class LatentAttention(nn.Module):
         mask: Bool[Array, "#B #N #T #S"] | None = None,
         bias: Float[Array, "#B #N #T #S"] | None = None,
         positions: Int[Array, "#B T"] | None = None,
+        is_causal: bool = True,
         absorbed: bool | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Causal self-attention of the next `T` tokens, be it a prompt or a single one, and the cache with them; see `MultiHeadAttention.decode`.
 
-        There are two forms of the same function. The expanded one computes the keys and values of all cached tokens anew. The absorbed one multiplies the query by the keys' matrix and the sum by the values' one: the heads then attend to the latents themselves, as to one shared head (ibid., section 2.1.2). Left open, `absorbed` is true for as few tokens as make it the cheaper of the two: below 170 with the widths of V3.
+        There are two forms of the same function. The expanded one computes the keys and values of all cached tokens anew. The absorbed one multiplies the query by the keys' matrix and the sum by the values' one: the heads then attend to the latents themselves, as to one shared head (ibid., section 2.1.2). Left open, `absorbed` is true for as few tokens as make it the cheaper of the two: below 170 with the widths of V3. Raises `UserError` for an attention that keeps a state and no keys.
         """
+        if state_decoder(from_cache(self.attention)) is not None:
+            raise UserError(
+                "latents are cached to be looked at one by one, and a linear attention looks at none: decode with another"
+            )
         valid = jnp.ones(x.shape[:2], bool) if valid is None else valid
         positions = cache.positions(valid) if positions is None else positions
         query, turned = self._queries(x, positions)
         cache = cache.append(self._latents(x, positions), valid)
-        seen = cache.mask(x.shape[1])
+        seen = cache.mask(x.shape[1], self.local_window_size, is_causal=is_causal)
         seen = seen if mask is None else seen & mask
         if absorbed is None:
             # For each head and cached token: multiplications of T wider queries against those of expanding the token.
@@ -125,7 +138,7 @@ class LatentAttention(nn.Module):
         latents: Float[Array, "B S C"],
         bias: Float[Array, "#B #N #T #S"] | None,
         mask: Bool[Array, "#B #N #T #S"] | None,
-        **options: bool,
+        **options: Any,
     ) -> Float[Array, "B T N V"]:
         latent, turned_key = jnp.split(latents, [self.kv_rank], axis=-1)
         to_key, to_value = self._expansion(query.dtype)

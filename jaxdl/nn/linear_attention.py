@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdl.errors import UserError
@@ -63,6 +64,13 @@ class LinearState(NamedTuple):
     log_scale: Float[Array, "B K"]
     """The largest scale of a key so far."""
 
+    @classmethod
+    def empty(cls, batch: int, key_heads: int, features: int, value_width: int, dtype: DTypeLike = jnp.float32) -> "LinearState":
+        """Of no token, in float32 or wider."""
+        wide = jnp.promote_types(dtype, jnp.float32)
+        total = jnp.zeros((batch, key_heads, features, value_width + 1), wide)
+        return cls(total, jnp.full((batch, key_heads), jnp.finfo(wide).min, wide))
+
 
 def linear_decode(
     query: Float[Array, "B T N H"],
@@ -89,8 +97,7 @@ def linear_decode(
     key_heads, features = key_features.shape[2:]
     values = _with_ones(value, key_features.dtype)
     if state is None:
-        shape = (batch, key_heads, features, values.shape[-1])
-        state = LinearState(jnp.zeros(shape, values.dtype), jnp.full(shape[:2], jnp.finfo(values.dtype).min, values.dtype))
+        state = LinearState.empty(batch, key_heads, features, value.shape[-1], values.dtype)
 
     chunk = max(min(chunk, length), 1)
     chunks = -(-length // chunk)
@@ -125,7 +132,7 @@ def _features(feature_map: FeatureMap, x: Array, scale: float | None) -> Feature
     return feature_map(x if scale is None else x * scale**0.5)
 
 
-def _with_ones(value: Float[Array, "*batch V"], dtype: Any) -> Float[Array, "*batch U"]:
+def _with_ones(value: Float[Array, "*batch V"], dtype: DTypeLike) -> Float[Array, "*batch U"]:
     return jnp.concatenate([value.astype(dtype), jnp.ones((*value.shape[:-1], 1), dtype)], axis=-1)
 
 
@@ -141,8 +148,8 @@ def _remember(
 def _quotient(sums: Float[Array, "*batch V"], weight: Float[Array, "*batch 1"]) -> Float[Array, "*batch V"]:
     """Weighted sum by sum of weights, and 0 where there is no weight."""
     # The gradient has 1/weight² in it, which below the root of the smallest number overflows.
-    seen = weight > jnp.finfo(sums.dtype).tiny ** 0.5
-    return jnp.where(seen, sums / jnp.where(seen, weight, 1), 0)
+    unseen = weight <= jnp.finfo(sums.dtype).tiny ** 0.5  # What is not a number is not hidden.
+    return jnp.where(unseen, 0, sums / jnp.where(unseen, 1, weight))
 
 
 def linear_attention(
@@ -162,14 +169,14 @@ def linear_attention(
 ) -> Float[Array, "B T N V"]:
     """`φ(q) Σ φ(k) vᵀ / φ(q) Σ φ(k)` over all keys, or over those up to the query's own place with `is_causal` (Katharopoulos et al. 2020, eq. 5 and 9).
 
-    The arguments are those of `jax.nn.dot_product_attention`, so that it drops into a `MultiHeadAttention(attention=...)`. N is a multiple of K. Queries and keys are multiplied by `√scale` before the features; left out it is 1, as in the paper. Sums are in float32 or wider, the result has the dtype of the values. A query that sees no key gets 0. `chunk` is the number of tokens that are taken at once; see `linear_decode`.
+    The arguments are those of `jax.nn.dot_product_attention`, so that it drops into a `MultiHeadAttention(attention=...)`. N is a multiple of K. Queries and keys are multiplied by `√scale` before the features; left out it is 1, as in the paper. Sums are in float32 or wider, the result has the dtype of the values. A query that sees no key gets 0, and so does one for which all keys that it sees weigh together less than 1e-19 (the root of the smallest number of float32) of what features can weigh at most, beside the largest key so far: their gradient would overflow. `chunk` is the number of tokens that are taken at once; see `linear_decode`.
 
     Which keys are seen may depend on the example alone: a mask is `B 1 1 S`. Raises `UserError` for one that depends on head or query, for a bias and for a window: none of them is a product of features.
     """
     if bias is not None or local_window_size is not None:
         given = "a window" if bias is None else "a bias"
         raise UserError(f"linear attention cannot take {given}: use `jax.nn.dot_product_attention` or a windowed attention")
-    if mask is not None and (mask.shape[1] > 1 or mask.shape[2] > 1):
+    if mask is not None and (mask.ndim != 4 or mask.shape[1:3] != (1, 1)):
         raise UserError(
             f"linear attention cannot take a mask of shape {mask.shape}: "
             "one of B 1 1 S can hide keys from all queries, and `is_causal=True` the later keys from each query"
@@ -262,12 +269,14 @@ class RandomFeatureAttention(nn.Module):
         feature_map = self._feature_map(width, redraw=False)
         return linear_decode(query, key, value, state, mask, scale=scale, feature_map=feature_map, chunk=self.chunk)
 
+    def count(self, width: int) -> int:
+        """How many random features heads of that width get."""
+        return self.features or max(round(width * math.log(width)), 1)
+
     @nn.compact
     def _feature_map(self, width: int, *, redraw: bool = True) -> FeatureMap:
-        count = self.features or max(round(width * math.log(width)), 1)
-
         def draw(key: Array) -> Float[Array, "M H"]:
-            return random_projection(key, count, width, orthogonal=self.orthogonal)
+            return random_projection(key, self.count(width), width, orthogonal=self.orthogonal)
 
         projection = self.variable("random_features", "projection", lambda: draw(self.make_rng("params")))
         calls = self.variable("random_features", "calls", lambda: jnp.zeros((), jnp.int32))

@@ -1,6 +1,6 @@
 """Where a token stands: vectors to add (sinusoidal, learned), rotations of queries and keys (rotary), and biases of the logits (ALiBi, relative tables).
 
-A bias has the shape `1 N T S` that an attention takes as `bias=`. Frequencies are computed in float64 and kept in float32.
+A bias has the shape `#B N T S` that an attention takes as `bias=`. Frequencies are computed in float64; they and the tables of them are kept in float32, or in float64 where jax has it on.
 """
 
 import math
@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxdl.errors import UserError
+from jaxdl.nn.masks import Places, places
 
 
 def sinusoidal(length: int, width: int, base: float = 10_000.0, *, interleaved: bool = True) -> Float[Array, "T D"]:
@@ -19,7 +20,7 @@ def sinusoidal(length: int, width: int, base: float = 10_000.0, *, interleaved: 
 
     Without `interleaved` all sines come before all cosines, as in tensor2tensor and HF's Marian: a permutation of features, which matters for published weights only. Raises `UserError` if the width is odd.
     """
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * rotary_frequencies(width, base)
+    angles = jnp.arange(length, dtype=float)[:, None] * rotary_frequencies(width, base)
     if interleaved:
         return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, width)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -34,24 +35,33 @@ def sinusoidal_2d(
     """
     if features % 4:
         raise UserError(f"{features} features cannot be split into sine and cosine of two axes: choose a multiple of 4")
-    frequencies = jnp.asarray(base ** -np.linspace(0, 1, features // 4, endpoint=endpoint), jnp.float32)
-    row, column = (axis.reshape(-1, 1) * frequencies for axis in jnp.mgrid[:height, :width].astype(jnp.float32))
+    frequencies = jnp.asarray(base ** -np.linspace(0, 1, features // 4, endpoint=endpoint))
+    row, column = (axis.reshape(-1, 1) * frequencies for axis in jnp.mgrid[:height, :width])
     return jnp.concatenate([jnp.sin(column), jnp.cos(column), jnp.sin(row), jnp.cos(row)], axis=-1)
 
 
 class LearnedPositions(nn.Module):
-    """Adds a learned vector to each position. Their number is fixed by the length at initialisation.
+    """Adds a learned vector to each position. There are `length` of them, or as many as the sequence at initialisation has, which all others must then have too.
 
     The sum has the wider of both types: a residual stream that begins here is in float32 even if what is added to it is computed in bfloat16. One in bfloat16 costs SigLIP a tenth of its recall@1 (`experiments/siglip.py`, 0.64 and not 0.75).
     """
 
+    length: int | None = None
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        _, length, width = x.shape
+    def __call__(self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"] | None = None) -> Float[Array, "B T D"]:
+        """Positions are 0, 1, 2 … unless given, as in decoding; one beyond the table gives NaN, and one below 0 is that of padding. Raises `UserError` for a sequence longer than `length`."""
+        _, count, width = x.shape
+        length = self.length or count
+        if positions is not None and self.has_variable("params", "table"):
+            length = len(self.get_variable("params", "table"))
         table = self.param("table", nn.initializers.normal(width**-0.5), (length, width), self.param_dtype)
-        return x + table
+        if positions is not None:
+            return x + table.at[jnp.maximum(positions, 0)].get(mode="fill", fill_value=jnp.nan)
+        if count > length:
+            raise UserError(f"{count} tokens are more than the {length} positions that there are: give fewer")
+        return x + table[:count]
 
 
 def interpolate_positions(table: Float[Array, "T D"], grid: tuple[int, int], new_grid: tuple[int, int]) -> Float[Array, "S D"]:
@@ -130,7 +140,7 @@ def rotary_frequencies(width: int, base: float = 10_000.0) -> Float[Array, "F"]:
     - linear interpolation (Chen et al. 2023, eq. 4): `rotary_frequencies(width) / factor`, which squeezes all positions into the known range;
     - `ntk_frequencies`, `yarn_frequencies`.
     """
-    return jnp.asarray(_frequencies(width, base), jnp.float32)
+    return jnp.asarray(_frequencies(width, base))
 
 
 def ntk_frequencies(
@@ -173,7 +183,7 @@ def yarn_frequencies(
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
     ramp = np.clip((np.arange(len(plain)) - low) / (high - low or 1e-3), 0, 1)  # 1e-3 is the authors'.
-    return jnp.asarray(plain * (1 - ramp) + plain / factor * ramp, jnp.float32)
+    return jnp.asarray(plain * (1 - ramp) + plain / factor * ramp)
 
 
 def yarn_magnitude(factor: float, coefficient: float = 1.0) -> float:
@@ -194,20 +204,21 @@ def alibi_slopes(num_heads: int) -> Float[Array, "N"]:
         return 2.0 ** (-8 * np.arange(1, count + 1) / count)
 
     lower = 2 ** (num_heads.bit_length() - 1)
-    return jnp.asarray(np.concatenate([powers(lower), powers(2 * lower)[::2]])[:num_heads], jnp.float32)
+    return jnp.asarray(np.concatenate([powers(lower), powers(2 * lower)[::2]])[:num_heads])
 
 
-def _distances(queries: int, keys: int) -> Int[Array, "T S"]:
-    """Position of the key minus that of the query. The last query stands at the last key, as in decoding with a cache."""
-    return jnp.arange(keys) - (jnp.arange(queries) + keys - queries)[:, None]
+def _distances(queries: Places, keys: Places) -> Int[Array, "#B T S"]:
+    """Position of the key minus that of the query. Of two numbers, the last query stands at the last key."""
+    query = places(queries) if np.ndim(queries) or np.ndim(keys) else places(queries) + keys - queries
+    return places(keys)[:, None, :] - query[:, :, None]
 
 
-def alibi_bias(num_heads: int, queries: int, keys: int) -> Float[Array, "1 N T S"]:
+def alibi_bias(num_heads: int, queries: Places, keys: Places) -> Float[Array, "#B N T S"]:
     """`−slope · |i − j|` (Press et al. 2022, section 3, where a causal mask hides `j > i`).
 
-    The last query stands at the last key. BLOOM and MPT write `slope · j` instead: a constant more for each query, which the softmax forgets.
+    Queries and keys are given by their positions, as those of a `Cache` are, or by their numbers: the last query then stands at the last key. BLOOM and MPT write `slope · j` instead: a constant more for each query, which the softmax forgets.
     """
-    return -alibi_slopes(num_heads)[None, :, None, None] * jnp.abs(_distances(queries, keys)).astype(jnp.float32)
+    return -alibi_slopes(num_heads)[:, None, None] * jnp.abs(_distances(queries, keys))[:, None]
 
 
 def relative_buckets(
@@ -245,14 +256,14 @@ class RelativePositionBias(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, queries: int, keys: int) -> Float[Array, "1 N T S"]:
-        """For so many queries and keys; the last query stands at the last key."""
+    def __call__(self, queries: Places, keys: Places) -> Float[Array, "#B N T S"]:
+        """For queries and keys as `alibi_bias` takes them."""
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         table = self.param("table", init, (self.num_buckets, self.num_heads), self.param_dtype)
         buckets = relative_buckets(
             _distances(queries, keys), self.num_buckets, self.max_distance, bidirectional=self.bidirectional
         )
-        return table[buckets].transpose(2, 0, 1)[None]
+        return table[buckets].transpose(0, 3, 1, 2)
 
 
 def window_offsets(height: int, width: int) -> Int[Array, "T T"]:

@@ -9,8 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 import pallas_kernels
 from jaxdl.errors import UserError, unknown
-from jaxdl.nn.attention import dot_product_attention
-from jaxdl.nn.masks import length_mask
+from jaxdl.nn.attention import check_operands, dot_product_attention
+from jaxdl.nn.masks import Window, length_mask, window_sides
+from pallas_kernels.attention.problem import BlockSizes
 
 _IMPLEMENTATIONS = ("blocks", "pallas")
 
@@ -26,34 +27,33 @@ def sliding_window_attention(
     is_causal: bool = False,
     query_seq_lengths: Int[Array, "B"] | None = None,
     key_value_seq_lengths: Int[Array, "B"] | None = None,
-    local_window_size: int | tuple[int, int] | None = None,
+    local_window_size: Window | None = None,
+    logits_soft_cap: float | None = None,
     block: int | None = None,
     implementation: Literal["blocks", "pallas"] = "blocks",
 ) -> Float[Array, "B T N V"]:
     """`dot_product_attention`, of which these are the arguments and the results, without the logits that `local_window_size` hides.
 
-    Queries are taken block by block, each with the keys of its own and the neighbouring blocks that its window `(left, right)` reaches: O(T · (left + right + block)) time. Only one block's logits exist at a time, also backwards, where they are computed again: memory is O(T · (left + right + block) / block). `block` is chosen by the window unless given. Without a window, or with one that is no shorter than the keys, it is `dot_product_attention` itself. With `implementation="pallas"` the tiles of `pallas_kernels.dot_product_attention` do it all, which has the kernel of the platform and takes values as wide as the keys only.
+    Queries are taken block by block, each with the keys of its own and the neighbouring blocks that its window `(left, right)` reaches: O(T · (left + right + block)) time. Only one block's logits exist at a time, also backwards, where they are computed again: memory is O(T · (left + right + block) / block). `block` is chosen by the window unless given. Without a window, or with one that is no shorter than the keys, it is `dot_product_attention` itself. With `implementation="pallas"` the tiles of `pallas_kernels.dot_product_attention` do it all, which has the kernel of the platform and takes values as wide as the keys only; its tiles, of `block × block` if that is given, are skipped where the window has nothing of them.
 
     A bias or mask with both T and S is as large as T × S to begin with; of it, what lies in the window is read. A query that may look nowhere gets 0. Raises `UserError` if K does not divide N, for a negative window, a block below 1 and another implementation.
     """
     options = dict(scale=scale, query_seq_lengths=query_seq_lengths, key_value_seq_lengths=key_value_seq_lengths)
+    options |= dict(logits_soft_cap=logits_soft_cap)
     queries, keys = query.shape[1], key.shape[1]
-    window = (local_window_size,) * 2 if isinstance(local_window_size, int) else local_window_size
-    if window is not None and min(window) < 0:
-        raise UserError(f"a window of {window} keys to the left and right: give two numbers from 0 on")
+    window = None if local_window_size is None else window_sides(local_window_size)
     if implementation not in _IMPLEMENTATIONS:
         raise unknown("implementation of a sliding window", implementation, _IMPLEMENTATIONS)
     if block is not None and block < 1:
         raise UserError(f"blocks of {block} queries: give a number from 1 on")
+    check_operands(query, key, value, bias, mask)
     if implementation == "pallas":
-        options |= dict(is_causal=is_causal, local_window_size=window)
+        options |= dict(is_causal=is_causal, local_window_size=window, block_sizes=BlockSizes(block, block, block, block))
         return pallas_kernels.dot_product_attention(query, key, value, bias, mask, **options)
     if window is None or sum(window) + 1 >= keys:
         return dot_product_attention(query, key, value, bias, mask, is_causal=is_causal, local_window_size=window, **options)
 
     (batch, _, heads, width), groups = query.shape, key.shape[2]
-    if heads % groups:
-        raise UserError(f"{heads} query heads cannot share {groups} key/value heads: choose a divisor of {heads}")
     left, right = (window[0], 0) if is_causal else window
     # Measured on a CPU: small blocks waste less beside the window, large ones repeat fewer keys and are faster to multiply.
     size = min(block or 64 * min(max(round((left + right) / 128), 1), 4), queries)
@@ -94,6 +94,8 @@ def sliding_window_attention(
         distance = one["columns"] - one["rows"][:, None]
         allowed = (distance >= -left) & (distance <= right) & (one["columns"] >= 0) & (one["columns"] < keys)
         logits = scale * jnp.einsum("bkgth,bksh->bkgts", one["query"], one["key"], preferred_element_type=wide)
+        if logits_soft_cap is not None:
+            logits = logits_soft_cap * jnp.tanh(logits / logits_soft_cap)
         if "bias" in one:
             logits += one["bias"]
         for name in one.keys() & {"mask", "lengths"}:

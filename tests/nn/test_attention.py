@@ -1,18 +1,31 @@
 """Attention against loops in float64 and `jax.nn`, at its limits, and decoded token by token."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import few
 
 from jaxdl.errors import UserError
-from jaxdl.nn import MultiHeadAttention, alibi_slopes, causal_mask, dot_product_attention, padding_mask, rope, token_positions
+from jaxdl.nn import (
+    MultiHeadAttention,
+    RandomFeatureAttention,
+    RelativePositionBias,
+    alibi_bias,
+    causal_mask,
+    dot_product_attention,
+    linear_attention,
+    padding_mask,
+    rope,
+    sliding_window_attention,
+)
 
-few = settings(max_examples=8, deadline=None, derandomize=True)
+examples = few(8)
 small = st.integers(1, 5)
 
 
@@ -36,7 +49,7 @@ def by_loops(query, key, value, bias, mask, scale):
     return out
 
 
-@few
+@examples
 @given(
     sizes=st.tuples(small, small, small),
     groups=st.integers(1, 3),
@@ -110,28 +123,6 @@ def test_a_query_that_sees_nothing_gets_nothing_and_gives_no_gradient(dtype):
         np.testing.assert_allclose(np.float32(gradient[:1]), np.float32(want), atol=1e-5 if dtype == jnp.float32 else 0.1)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_extremes_have_finite_values_and_gradients_under_jit_vmap_and_remat(dtype):
-    module = MultiHeadAttention(4, num_kv_heads=2, rotary=rope, dtype=dtype)
-    (x,) = normal(0, (2, 3, 16))
-    params = module.init(jax.random.key(0), x)
-    # All at once: zeros, ±1e4, and an example in which the first queries see nothing.
-    valid = jnp.asarray([[True] * 3, [False, False, True]])
-    mask = padding_mask(valid) & causal_mask(3)
-
-    @jax.jit
-    @jax.vmap
-    def values_and_gradients(scale):
-        apply = jax.checkpoint(lambda params, x: module.apply(params, x, mask=mask))
-        value, pull = jax.vjp(apply, params, (scale * x).astype(dtype))
-        return value, pull(jnp.ones_like(value))
-
-    for leaf in jax.tree.leaves(values_and_gradients(jnp.asarray([0, 1, 1e4, -1e4]))):
-        assert jnp.isfinite(leaf).all()
-    one = module.apply(params, x[:, :1])
-    assert one.dtype == dtype and jnp.isfinite(one).all()
-
-
 def test_all_heads_that_share_a_key_are_neighbours():
     # Head 0 and 1 have the first key, 2 and 3 the second: repeated, not tiled.
     query, key, value = normal(0, (1, 3, 4, 5), (1, 3, 2, 5), (1, 3, 2, 5))
@@ -146,19 +137,21 @@ KINDS = {
     "rotary": dict(num_kv_heads=2, rotary=rope, use_bias=False),
     "window": dict(rotary=rope, local_window_size=(2, 0)),
     "wide heads": dict(head_width=6, num_kv_heads=2),
+    "linear": dict(attention=linear_attention, num_kv_heads=2, rotary=rope),
+    "linear in chunks": dict(attention=functools.partial(linear_attention, chunk=2, scale=0.5)),
+    "Performer": dict(attention=RandomFeatureAttention(6), num_kv_heads=2),
 }
+TABLE = {"params": {"table": jnp.asarray(np.random.default_rng(0).standard_normal((8, 4)), jnp.float32)}}
+T5 = RelativePositionBias(4, num_buckets=8, max_distance=6, bidirectional=False)
+BIASES = {"ALiBi": functools.partial(alibi_bias, 4), "T5": functools.partial(T5.apply, TABLE)}
+"""Of positions of queries and of keys."""
 
 
-def alibi(queries, keys):
-    distances = jnp.abs(keys[:, None, None, :] - queries[:, None, :, None])
-    return -alibi_slopes(4)[:, None, None] * distances.astype(jnp.float32)
-
-
-@pytest.mark.parametrize("kind", [*KINDS, "ALiBi"])
+@pytest.mark.parametrize("kind", [*KINDS, *BIASES])
 @pytest.mark.parametrize("sides", [("left", "right"), ("right", "left")])
 def test_decoding_a_padded_prompt_and_then_token_by_token_is_the_whole_sequence(kind, sides):
     """Prompts of 4 and 2 tokens in one batch, both padded to 5; then 3 more tokens each."""
-    module, biased = MultiHeadAttention(4, **KINDS.get(kind, {})), kind == "ALiBi"
+    module, biases = MultiHeadAttention(4, **KINDS.get(kind, {})), BIASES.get(kind)
     (x,) = normal(0, (2, 7, 16))
     params = module.init(jax.random.key(0), x)
     lengths = 4, 2
@@ -170,8 +163,7 @@ def test_decoding_a_padded_prompt_and_then_token_by_token_is_the_whole_sequence(
 
     @jax.jit
     def step(x, cache, valid):
-        seen = cache.replace(entries=()).append((), valid).valid
-        bias = alibi(cache.positions(valid), token_positions(seen)) if biased else None
+        bias = biases and biases(cache.positions(valid), cache.slot_positions(valid))
         return module.apply(params, x, cache, valid=valid, bias=bias, method="decode")
 
     cache = module.empty_cache(2, 9, 16)
@@ -181,8 +173,7 @@ def test_decoding_a_padded_prompt_and_then_token_by_token_is_the_whole_sequence(
         y, cache = step(jnp.stack(later)[:, token : token + 1], cache, jnp.ones((2, 1), bool))
         steps.append(y)
     for example, length in enumerate(lengths):
-        places = jnp.arange(length + 3)[None]
-        bias = alibi(places, places) if biased else None
+        bias = biases and biases(length + 3, length + 3)
         whole = module.apply(params, x[example : example + 1, : length + 3], is_causal=True, bias=bias)[0]
         np.testing.assert_allclose(out[example][valid[example]], whole[:length], atol=2e-6)
         np.testing.assert_allclose(jnp.concatenate(steps, 1)[example], whole[length:], atol=2e-6)
@@ -233,6 +224,63 @@ def test_a_cache_in_half_precision_is_near():
     np.testing.assert_allclose(out, module.apply(params, x, is_causal=True), atol=0.03)
 
 
+@pytest.mark.parametrize(
+    "dtypes, expected",
+    [
+        (dict(), "float32"),
+        (dict(param_dtype="float64"), "float64"),
+        (dict(param_dtype="bfloat16"), "float32"),
+        (dict(dtype="bfloat16"), "bfloat16"),
+    ],
+)
+def test_a_cache_has_the_dtype_of_the_keys(dtypes, expected):
+    with jax.enable_x64(True):
+        module = MultiHeadAttention(2, **dtypes)
+        x = jnp.ones((1, 3, 8), jnp.float32)
+        params = module.init(jax.random.key(0), x)
+        assert {leaf.dtype for leaf in module.apply(params, x, method="remember").entries} == {jnp.dtype(expected)}
+        assert {leaf.dtype for leaf in module.empty_cache(1, 3, 8).entries} == {jnp.dtype(expected)}
+
+
+def test_linear_attention_remembers_as_much_of_a_million_tokens_as_of_one():
+    size = lambda attention, slots: sum(
+        leaf.nbytes for leaf in jax.tree.leaves(MultiHeadAttention(4, attention=attention).empty_cache(1, slots, 16).entries)
+    )
+    assert size(linear_attention, 1) == size(linear_attention, 1_000_000) == 4 * (4 * 4 * 5 + 4)
+    assert size(RandomFeatureAttention(6), 9) == 4 * (4 * 6 * 5 + 4)
+
+
+def test_what_a_state_cannot_do_is_refused():
+    module, x = MultiHeadAttention(2, attention=linear_attention), jnp.ones((1, 3, 8))
+    params, cache = module.init(jax.random.key(0), x), module.empty_cache(1, 4, 8)
+    for wrong in (dict(is_causal=False), dict(mask=causal_mask(3, 4)), dict(bias=jnp.zeros((1, 1, 3, 4)))):
+        with pytest.raises(UserError, match="decodes by a state"):
+            module.apply(params, x, cache, method="decode", **wrong)
+    _, cache = module.apply(params, x, cache, method="decode")
+    with pytest.raises(UserError, match="3 tokens after 3 do not fit"):
+        module.apply(params, x, cache, method="decode")
+    over, _ = jax.jit(functools.partial(module.apply, params, method="decode"))(x, cache)
+    assert jnp.isnan(over).all()
+
+
+@pytest.mark.parametrize(
+    "bound", [dict(local_window_size=(3, 0)), dict(is_causal=True), dict(key_value_seq_lengths=jnp.asarray([4]))]
+)
+def test_an_attention_that_binds_places_is_not_decoded(bound):
+    """A window that is bound would stand at the first query of each step: half of what it should see, and no error."""
+    x, module = jnp.ones((1, 4, 8)), MultiHeadAttention(2, attention=functools.partial(sliding_window_attention, **bound))
+    params = module.init(jax.random.key(0), x)
+    with pytest.raises(UserError, match=f"binds {next(iter(bound))} counts from the first query"):
+        module.apply(params, x, module.empty_cache(1, 6, 8), method="decode")
+    memory = module.apply(params, x, method="remember")
+    with pytest.raises(UserError, match="leave it to the layer"):
+        module.apply(params, x, memory, method="recall")
+    harmless = module.clone(
+        attention=functools.partial(sliding_window_attention, scale=0.2, local_window_size=None, is_causal=False)
+    )
+    harmless.apply(params, x, module.empty_cache(1, 6, 8), method="decode")
+
+
 def test_a_full_cache_refuses_more_or_says_so_by_nan():
     module = MultiHeadAttention(2)
     (x,) = normal(0, (1, 3, 8))
@@ -277,5 +325,19 @@ def test_what_does_not_fit_is_refused():
         init(MultiHeadAttention(4, num_kv_heads=3), x)
     with pytest.raises(UserError, match="no projection 'querry': did you mean 'query'"):
         init(MultiHeadAttention(4, use_bias=("querry",)), x)
+    plain = inspect.unwrap(dot_product_attention)  # Without the types, which refuse first.
+    query, mask = jnp.ones((2, 3, 2, 4)), jnp.ones((2, 3, 3), bool)
+    for wrong in (mask, mask[0]):
+        with pytest.raises(UserError, match="a mask of shape .*: give four axes"):
+            plain(query, query, query, mask=wrong)
+        with pytest.raises(UserError, match="a bias of shape .*: give four axes"):
+            plain(query, query, query, bias=wrong.astype(jnp.float32))
+    with pytest.raises(UserError, match="`B T N H`"):
+        plain(query[0], query[0], query[0])
+    with pytest.raises(UserError, match="window of"):
+        plain(query, query, query, local_window_size=(-1, 2))
+    np.testing.assert_array_equal(
+        plain(query, query, query, local_window_size=np.int64(1)), plain(query, query, query, local_window_size=1)
+    )
     with pytest.raises(UserError, match="leave them out of cross-attention"):
         init(MultiHeadAttention(4), x, x, positions=jnp.arange(3)[None])

@@ -6,14 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import few
 
 from jaxdl.errors import UserError
-from jaxdl.nn import LatentAttention, rope, sliding_window_attention, yarn_frequencies
+from jaxdl.nn import (
+    LatentAttention,
+    TransformerBlock,
+    linear_attention,
+    rope,
+    sliding_window_attention,
+    window_mask,
+    yarn_frequencies,
+)
 
-examples = settings(max_examples=3, deadline=None, derandomize=True)
-WIDTHS = dict(num_heads=3, key_width=8, rotary_width=4, value_width=6, kv_rank=10)
+examples = few(3)
+SIZES = dict(key_width=8, rotary_width=4, value_width=6, kv_rank=10)
+WIDTHS = dict(num_heads=3, **SIZES)
 
 
 def normal(seed, shape, dtype=np.float32):
@@ -77,11 +87,11 @@ def test_it_equals_the_loops_over_queries_heads_and_keys(heads, key_width, turns
         np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("query_rank", [None, 12])
+@pytest.mark.parametrize("query_rank, window", [(None, None), (12, None), (None, (2, 0)), (None, 3)])
 @pytest.mark.parametrize("absorbed", [None, False, True])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_decoding_equals_the_whole_step_by_step(query_rank, absorbed, side):
-    module = LatentAttention(**WIDTHS, query_rank=query_rank)
+def test_decoding_equals_the_whole_step_by_step(query_rank, window, absorbed, side):
+    module = LatentAttention(**WIDTHS, query_rank=query_rank, local_window_size=window)
     x = normal(0, (2, 9, 20))
     variables = started(module, x)
     lengths = (5, 3)  # Of the prompts, which are padded to 6.
@@ -169,23 +179,53 @@ def test_the_cache_is_overfull_with_one_token_too_many():
         module.apply(variables, x, cache, method="decode")
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_extreme_inputs_have_finite_values_and_gradients(dtype):
-    module = LatentAttention(**WIDTHS, query_rank=12, dtype=dtype)
-    signs = jnp.sign(normal(0, (2, 5, 20)))
-    variables = started(module, signs)
+def test_a_window_is_the_mask_of_one():
+    x = normal(0, (2, 9, 20))
+    windowed = LatentAttention(**WIDTHS, query_rank=None, local_window_size=(2, 1))
+    variables = started(windowed, x)
+    plain = functools.partial(windowed.clone(local_window_size=None).apply, variables, x)
+    np.testing.assert_allclose(windowed.apply(variables, x), plain(mask=window_mask(9, left=2, right=1)), atol=1e-6)
 
-    @jax.jit
-    def both(x):
-        cache = module.empty_cache(2, x.shape[1], 20)
-        decoded, _ = module.apply(variables, x, cache, absorbed=True, method="decode")
-        return module.apply(variables, x, is_causal=True), decoded
 
-    for x in (1e4 * signs, 0 * signs, signs[:, :1]):
-        outs, pull = jax.vjp(both, x)
-        assert all(out.dtype == dtype for out in outs)
-        for y in (*outs, *pull(jax.tree.map(jnp.ones_like, outs))):
-            assert jnp.isfinite(y.astype(jnp.float32)).all()
+@pytest.mark.parametrize("window", [None, (2, 0)])
+def test_a_prefix_is_read_both_ways_whole_or_first(window):
+    """The mask is written pair by pair; in decoding the prefix comes first, and is not causal."""
+    module = LatentAttention(**WIDTHS, query_rank=None, local_window_size=window)
+    x = normal(0, (2, 8, 20))
+    variables = started(module, x)
+    whole = module.apply(variables, x, prefix=jnp.asarray([4, 4]), is_causal=True)
+    near = 9 if window is None else window[0]
+    seen = [[(key < 4 and query < 4) or query - near <= key <= query for key in range(8)] for query in range(8)]
+    free = module.clone(local_window_size=None)
+    np.testing.assert_allclose(whole, free.apply(variables, x, mask=jnp.asarray(seen)[None, None]), atol=1e-6)
+    first, cache = module.apply(variables, x[:, :4], module.empty_cache(2, 8, 20), is_causal=False, method="decode")
+    rest, _ = module.apply(variables, x[:, 4:], cache, method="decode")
+    np.testing.assert_allclose(jnp.concatenate([first, rest], axis=1), whole, atol=1e-5)
+
+
+def test_a_block_of_it_takes_a_prefix():
+    block = TransformerBlock(3, 8, attention_layer=functools.partial(LatentAttention, **SIZES, query_rank=None), is_causal=True)
+    x = normal(0, (2, 6, 20))
+    variables = started(block, x)
+    whole = block.apply(variables, x, prefix=jnp.asarray([3, 3]))
+    first, cache = block.apply(variables, x[:, :3], block.empty_cache(2, 6, 20), is_causal=False, method="decode")
+    rest, _ = block.apply(variables, x[:, 3:], cache, method="decode")
+    np.testing.assert_allclose(jnp.concatenate([first, rest], axis=1), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "attention, message",
+    [
+        (functools.partial(sliding_window_attention, local_window_size=(3, 0)), "binds local_window_size"),
+        (linear_attention, "a linear attention looks at none"),
+    ],
+)
+def test_an_attention_that_cannot_look_at_a_cache_is_refused(attention, message):
+    module = LatentAttention(**WIDTHS, query_rank=None)
+    x = normal(0, (1, 4, 20))
+    variables = started(module, x)
+    with pytest.raises(UserError, match=message):
+        module.clone(attention=attention).apply(variables, x, module.empty_cache(1, 4, 20), method="decode")
 
 
 def test_bfloat16_is_within_its_rounding_in_both_forms():

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import few
 
 from jaxdl.errors import UserError
 from jaxdl.nn import (
@@ -20,7 +21,7 @@ from jaxdl.nn import (
     random_projection,
 )
 
-examples = settings(max_examples=3, deadline=None, derandomize=True)
+examples = few(3)
 PROJECTION = random_projection(jax.random.key(7), 12, 4)
 FAVOR = functools.partial(positive_features, projection=PROJECTION, eps=0.0)
 
@@ -207,6 +208,12 @@ def test_a_query_that_sees_no_key_gets_zero_and_gives_no_gradient():
         assert not out[0].any() and not out[1, :blind].any() and out[1, blind:].any()
         assert not any(x[0].any() for x in gradients) and not gradients[0][1, :blind].any()
         assert not gradients[2][1, :2].any() and all(jnp.isfinite(x).all() for x in gradients)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_is_not_a_number_is_not_taken_for_unseen(causal):
+    x = jnp.ones((1, 3, 1, 2))
+    assert jnp.isnan(linear_attention(x, x.at[0, 0].set(jnp.nan), x, is_causal=causal)).all()
 
 
 def test_sums_over_bfloat16_are_in_float32():

@@ -1,5 +1,6 @@
 """What holds for positions without another library."""
 
+import functools
 import math
 
 import jax
@@ -12,6 +13,7 @@ from jaxdl.nn import (
     LearnedPositions,
     RelativePositionBias,
     alibi_bias,
+    alibi_slopes,
     interpolate_positions,
     ntk_frequencies,
     relative_buckets,
@@ -24,22 +26,43 @@ from jaxdl.nn import (
 )
 
 
-def test_sinusoidal_is_the_papers_double_loop():
+@pytest.fixture(params=[False, True], ids=["float32", "float64"])
+def tolerance(request):
+    """Of tables in jax's default precision."""
+    with jax.enable_x64(request.param):
+        yield 1e-12 if request.param else 1e-5
+
+
+def test_sinusoidal_is_the_papers_double_loop(tolerance):
     table = np.asarray(sinusoidal(40, 10))
     for t in range(40):
         for i in range(5):
             angle = t / 10_000 ** (2 * i / 10)
-            np.testing.assert_allclose(table[t, 2 * i : 2 * i + 2], [math.sin(angle), math.cos(angle)], atol=1e-5)
+            np.testing.assert_allclose(table[t, 2 * i : 2 * i + 2], [math.sin(angle), math.cos(angle)], atol=tolerance)
+
+
+def test_slopes_and_frequencies_are_the_papers(tolerance):
+    np.testing.assert_allclose(alibi_slopes(8), [2.0**-i for i in range(1, 9)], rtol=tolerance)
+    bias = [[-abs(i - j) / 4 for j in range(5)] for i in range(5)]
+    np.testing.assert_allclose(alibi_bias(4, 5, 5)[0, 0], bias, rtol=tolerance)
+    np.testing.assert_allclose(rotary_frequencies(6, 1000.0), [1, 0.1, 0.01], rtol=tolerance)
+    np.testing.assert_allclose(ntk_frequencies(6, 8.0, 1000.0), [1, 0.1 / 8**0.5, 0.01 / 8], rtol=tolerance)
+    # Turns within 100 positions: 15.9, 1.59 and 0.159; the ramp is from index 0 to 2.
+    assert yarn_frequencies(6, 8.0, 100, 1000.0).dtype == jnp.asarray(0.0).dtype
+    kept = 1 - np.asarray([0, 1, 2]) / 2
+    np.testing.assert_allclose(
+        yarn_frequencies(6, 8.0, 100, 1000.0), np.asarray([1, 0.1, 0.01]) * (kept + (1 - kept) / 8), rtol=tolerance
+    )
 
 
 @pytest.mark.parametrize("endpoint", [False, True])
-def test_sinusoidal_2d_is_the_loop_over_places(endpoint):
+def test_sinusoidal_2d_is_the_loop_over_places(endpoint, tolerance):
     table = np.asarray(sinusoidal_2d(3, 5, 12, endpoint=endpoint))
     for row in range(3):
         for column in range(5):
             angles = [[place / 10_000 ** (i / (2 if endpoint else 3)) for i in range(3)] for place in (column, row)]
             want = [f(angle) for axis in angles for f in (math.sin, math.cos) for angle in axis]
-            np.testing.assert_allclose(table[row * 5 + column], want, atol=1e-6)
+            np.testing.assert_allclose(table[row * 5 + column], want, atol=tolerance)
 
 
 @pytest.mark.parametrize("new", [(2, 3), (5, 4), (7, 9)])
@@ -151,6 +174,34 @@ def test_relative_bias_is_an_attention_bias_with_a_gradient_for_each_used_bucket
     gradient = jax.jit(jax.grad(loss))(variables)["params"]["table"]
     used = np.unique(relative_buckets(jnp.arange(-3, 4), 8, 6))
     assert jnp.isfinite(gradient).all() and set(np.flatnonzero(np.abs(gradient).sum(1))) == set(used)
+
+
+def test_learned_positions_of_decoded_tokens_are_those_of_the_whole():
+    x = jax.random.normal(jax.random.key(1), (2, 5, 4))
+    module = LearnedPositions()
+    whole, variables = module.init_with_output(jax.random.key(0), x)
+    positions = jnp.asarray([[2, 3], [-1, 0]])  # The second example begins with padding.
+    got = module.apply(variables, jnp.stack([x[0, 2:4], x[1, :2]]), positions)
+    np.testing.assert_array_equal(got[0], whole[0, 2:4])
+    table = variables["params"]["table"]
+    np.testing.assert_array_equal(got[1], x[1, :2] + table[:1])
+    assert jnp.isnan(module.apply(variables, x, positions=jnp.arange(5)[None] + 4)[:, 1:]).all()
+    longer = LearnedPositions(7)
+    variables = longer.init(jax.random.key(0), x)
+    assert variables["params"]["table"].shape == (7, 4)
+    np.testing.assert_array_equal(longer.apply(variables, x), longer.apply(variables, x, positions=jnp.arange(5)[None]))
+    with pytest.raises(UserError, match="8 tokens are more than the 7 positions"):
+        longer.apply(variables, jnp.ones((1, 8, 4)))
+
+
+def test_biases_of_positions_are_those_of_numbers():
+    module, variables = RelativePositionBias(2), {"params": {"table": jnp.arange(64.0).reshape(32, 2)}}
+    for bias in (functools.partial(alibi_bias, 2), functools.partial(module.apply, variables)):
+        whole = bias(9, 9)
+        np.testing.assert_array_equal(bias(7 + jnp.arange(2), np.int64(9)), whole[:, :, 7:])
+        each = bias(jnp.asarray([[4], [8]]), jnp.stack([jnp.arange(9), jnp.arange(9)[::-1]]))
+        np.testing.assert_array_equal(each[0], whole[0, :, 4:5])
+        np.testing.assert_array_equal(each[1], whole[0, :, 8:, ::-1])
 
 
 def test_learned_positions_are_added():
