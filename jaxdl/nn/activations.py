@@ -49,7 +49,9 @@ def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """`x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))`, the approximation of `gelu` (ibid.) in SigLIP, GPT-2 (`gelu_new`) and Gemma. In float32 at least, as `gelu`."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     factor = math.sqrt(2 / math.pi)
-    return (0.5 * wide * (1 + jnp.tanh(wide * (factor + (0.044715 * factor) * (wide * wide))))).astype(x.dtype)
+    # From 10 on, tanh is ±1 to the last digit, of float64 too. The minimum keeps the square from overflowing, which the gradient would multiply by 0.
+    square = jnp.minimum(wide * wide, 100)
+    return (0.5 * wide * (1 + jnp.tanh(wide * (factor + (0.044715 * factor) * square)))).astype(x.dtype)
 
 
 def silu(x: Float[Array, "*shape"], beta: float | Float[Array, ""] = 1.0) -> Float[Array, "*shape"]:

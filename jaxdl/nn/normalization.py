@@ -1,6 +1,6 @@
 """Normalisation of activations (batch, layer, instance, group, RMS) and of kernels (weight, spectral).
 
-Features are the last axis. Statistics are in float32 (or wider). The biased variance is never left to cancellation: `E[x²] − E[x]²` is taken only where `|mean|` is at most a few deviations, and centred values elsewhere. The result has the dtype of the input.
+Features are the last axis. Statistics are in float32 (or wider). The biased variance is never left to cancellation: `E[x²] − E[x]²` is taken only where `|mean|` is at most a few deviations, and centred values elsewhere. The result has the dtype of the input, or of a module the `dtype` that it is given: rounded once, at the end.
 
 | | `eps` here | torch | Flax |
 |---|---|---|---|
@@ -25,9 +25,9 @@ from jaxtyping import Array, Bool, Float
 from jaxdl.errors import UserError, unknown
 
 
-def _wide(x: Array) -> Array:
-    """In float32, or in float64 if it is that already."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+def _wide(x: Array, dtype: DTypeLike | None = None) -> Array:
+    """In float32, or in float64 if it is that already or `dtype` asks for it."""
+    return x.astype(jnp.promote_types(jnp.promote_types(x.dtype, dtype or x.dtype), jnp.float32))
 
 
 _CANCELS_FROM = 16
@@ -190,7 +190,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
-        return layer_norm(x, scale, bias, self.eps).astype(self.dtype or x.dtype)
+        return layer_norm(_wide(x, self.dtype), scale, bias, self.eps).astype(self.dtype or x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -204,7 +204,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         scale = self.param("scale", nn.initializers.constant(1 - self.offset), (x.shape[-1],), self.param_dtype)
-        return rms_norm(x, scale, self.eps, offset=self.offset).astype(self.dtype or x.dtype)
+        return rms_norm(_wide(x, self.dtype), scale, self.eps, offset=self.offset).astype(self.dtype or x.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -219,7 +219,7 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Float[Array, "B *space D"]) -> Float[Array, "B *space D"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
-        return group_norm(x, self.groups, scale, bias, self.eps).astype(self.dtype or x.dtype)
+        return group_norm(_wide(x, self.dtype), self.groups, scale, bias, self.eps).astype(self.dtype or x.dtype)
 
 
 class InstanceNorm(nn.Module):
@@ -239,7 +239,7 @@ class InstanceNorm(nn.Module):
         if self.affine:
             scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
             bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
-        return instance_norm(x, scale, bias, self.eps).astype(self.dtype or x.dtype)
+        return instance_norm(_wide(x, self.dtype), scale, bias, self.eps).astype(self.dtype or x.dtype)
 
 
 class BatchNorm(nn.Module):
@@ -276,8 +276,9 @@ class BatchNorm(nn.Module):
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        running_variance = self.variable("batch_stats", "variance", jnp.ones, shape, jnp.float32)
+        wide = jnp.promote_types(self.param_dtype, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, wide)
+        running_variance = self.variable("batch_stats", "variance", jnp.ones, shape, wide)
 
         if not train:
             mean, variance = running_mean.value, running_variance.value
@@ -290,9 +291,9 @@ class BatchNorm(nn.Module):
                     rate = self.momentum if self.convention == "torch" else 1 - self.momentum
                 rate = jnp.where(count > 0, rate, 0.0)
                 kept = variance * count / jnp.maximum(count - 1, 1) if self.convention == "torch" else variance
-                running_mean.value += (rate * (mean - running_mean.value)).astype(jnp.float32)
-                running_variance.value += (rate * (kept - running_variance.value)).astype(jnp.float32)
-        return batch_norm(x, mean, variance, scale, bias, self.eps).astype(self.dtype or x.dtype)
+                running_mean.value += (rate * (mean - running_mean.value)).astype(wide)
+                running_variance.value += (rate * (kept - running_variance.value)).astype(wide)
+        return batch_norm(_wide(x, self.dtype), mean, variance, scale, bias, self.eps).astype(self.dtype or x.dtype)
 
 
 def weight_norm(

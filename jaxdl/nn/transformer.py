@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxdl.errors import UserError
 from jaxdl.nn.activations import gelu_tanh, silu
-from jaxdl.nn.attention import Attention, Cache, MultiHeadAttention, dot_product_attention
+from jaxdl.nn.attention import Attention, MultiHeadAttention, dot_product_attention
+from jaxdl.nn.cache import Cache
 from jaxdl.nn.normalization import LayerNorm
 
 
@@ -212,7 +213,9 @@ class TransformerBlock(nn.Module):
     def _part(self, name: str) -> nn.Module:
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         if name.endswith("_norm"):
-            return self.norm(**types, name=name)
+            # What a post-norm gives is the residual stream itself, which keeps its dtype: None is that of the input.
+            of_stream = not self.norm_first and not name.endswith("_added_norm")
+            return self.norm(**types | (dict(dtype=None) if of_stream else {}), name=name)
         if name.endswith("_dropout"):
             return nn.Dropout(self.dropout, name=name)
         if name == "feed_forward":
@@ -222,6 +225,14 @@ class TransformerBlock(nn.Module):
     def _attention_layer(self, **options: Any) -> nn.Module:
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         return self.attention_layer(self.num_heads, attention=self.attention, **types, **options)
+
+
+class _Apart(nn.Module):
+    """Where blocks are made: what is made in a method of a module becomes a part of that, under a name of its own, unless it says `parent=None`."""
+
+    @nn.compact
+    def __call__(self, block: Callable[[int], nn.Module], layer: int) -> nn.Module:
+        return block(layer).clone(parent=None)
 
 
 class Transformer(nn.Module):
@@ -287,7 +298,7 @@ class Transformer(nn.Module):
 
         memories = () if memory is None else (memory.entries,)
         x, entries = self._through(run, x, cache.entries, *memories)
-        return self._last(x), cache.replace(entries=()).append((), valid).replace(entries=entries)
+        return self._last(x), cache.replace(entries=()).advance(valid).replace(entries=entries)
 
     def _through(self, run: Callable[..., tuple[PyTree, PyTree]], x: PyTree, *inputs: PyTree) -> tuple[PyTree, PyTree]:
         """`x, output = run(block, x, *inputs of this block)` from block to block: the last `x` and all outputs."""
@@ -311,7 +322,7 @@ class Transformer(nn.Module):
         return self._part("norm")(x) if self._block(0).norm_first else x
 
     def _block(self, layer: int) -> nn.Module:
-        return self.block if isinstance(self.block, nn.Module) else self.block(layer)
+        return self.block if isinstance(self.block, nn.Module) else _Apart(parent=None).apply({}, self.block, layer)
 
     @nn.compact
     def _part(self, name: str, layer: int = 0) -> nn.Module:

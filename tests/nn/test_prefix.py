@@ -86,7 +86,7 @@ def stack(depth: int = 4, scan: bool = False, **options) -> Transformer:
     def block(layer: int) -> TransformerBlock:
         how = functools.partial(MultiHeadAttention, local_window_size=(0, 0) if layer % 2 == 0 else None)
         norm = functools.partial(RMSNorm, 1e-6)
-        return TransformerBlock(2, 8, attention_layer=how, norm=norm, is_causal=True, parent=None, **options)
+        return TransformerBlock(2, 8, attention_layer=how, norm=norm, is_causal=True, **options)
 
     return Transformer(depth, block, scan=scan)
 
