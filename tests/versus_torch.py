@@ -1,16 +1,17 @@
 """What the comparisons with torch share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis_profiles import few
+from jax.typing import ArrayLike
 
 torch = pytest.importorskip("torch")
 
-shapes = settings(max_examples=4, deadline=None, derandomize=True)
+shapes = few(4)
 small = st.integers(1, 5)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -20,17 +21,43 @@ def normal(seed: int, *shapes: tuple[int, ...]) -> list[np.ndarray]:
     return [random.standard_normal(shape, np.float32) for shape in shapes]
 
 
-def assert_same(ours: Callable, theirs: Callable, *arrays: np.ndarray, tolerance: float = 1e-5) -> None:
-    """Both functions give the same value and the same gradient for each of the arrays."""
-    value, pull = jax.vjp(jax.jit(ours), *arrays)
-    (cotangent,) = normal(0, value.shape)
+def assert_same(
+    ours: Callable,
+    theirs: Callable,
+    *arrays: np.ndarray,
+    tolerance: float = 1e-5,
+    double: float | None = 1e-10,
+    scale: float | None = None,
+) -> None:
+    """Both functions give the same value and the same gradient for each of the arrays: within `tolerance` in float32, and within `double` in float64, unless one of them has no float64. Measured as by `assert_near`."""
+    _assert_same(ours, theirs, arrays, tolerance, scale)
+    if double is not None:
+        with jax.enable_x64(True):
+            _assert_same(ours, theirs, [np.float64(array) for array in arrays], double, scale)
+
+
+def _assert_same(ours: Callable, theirs: Callable, arrays: Sequence[np.ndarray], tolerance: float, scale: float | None) -> None:
     tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
     expected = theirs(*tensors)
-    np.testing.assert_allclose(value, expected.detach().numpy(), rtol=tolerance, atol=tolerance)
-    gradients = torch.autograd.grad(expected, tensors, torch.tensor(cotangent))
-    for gradient, want in zip(pull(cotangent), gradients, strict=True):
-        scale = max(1.0, float(want.abs().max()))
-        np.testing.assert_allclose(gradient, want.numpy(), rtol=tolerance, atol=tolerance * scale)
+    (cotangent,) = (array.astype(arrays[0].dtype) for array in normal(0, tuple(expected.shape)))
+
+    @jax.jit
+    def forward_and_back(cotangent: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, Sequence[jax.Array]]:
+        value, pull = jax.vjp(ours, *arrays)
+        return value, pull(cotangent)
+
+    value, gradients = forward_and_back(cotangent, *arrays)
+    assert_near(value, expected.detach().numpy(), tolerance, scale)
+    wanted = torch.autograd.grad(expected, tensors, torch.tensor(cotangent))
+    for gradient, want in zip(gradients, wanted, strict=True):
+        assert_near(gradient, want.numpy(), tolerance, scale)
+
+
+def assert_near(got: ArrayLike, want: np.ndarray, tolerance: float, scale: float | None = None) -> None:
+    """Within `tolerance · scale`, and `tolerance` of the number itself. Unless given, the scale is the largest number of the array, or 1 where that is smaller: in a sum, its summands are what is rounded."""
+    assert np.asarray(got).dtype == want.dtype
+    scale = max(1.0, float(np.abs(want).max(initial=0))) if scale is None else scale
+    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * scale)
 
 
 def outputs_of_parts(model: "torch.nn.Module", run: Callable[[], object]) -> dict[str, np.ndarray]:

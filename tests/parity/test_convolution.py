@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from versus_torch import assert_same, normal, seeds, shapes
+from hypothesis_profiles import few
+from versus_torch import assert_same, normal, seeds, shapes, small
 
-from jaxdl.nn import Conv, SeparableConv, convolve, convolve_transposed, unfold
+from jaxdl.nn import Conv, ConvTranspose, MaskedConv, SeparableConv, convolve, convolve_transposed, unfold
 
 F = torch.nn.functional
 METHODS = ["fastest", "taps", "unfold", "lax"]
@@ -65,15 +66,6 @@ def test_signals_and_volumes(rank):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_to_the_last_digits_in_float64(method):
-    with jax.enable_x64(True):
-        x, kernel = (np.float64(array) for array in normal(0, (2, 7, 6, 4), (3, 2, 2, 6)))
-        got = convolve(jnp.asarray(x), jnp.asarray(kernel), stride=2, padding=1, groups=2, method=method)
-        want = theirs(torch.tensor(x), torch.tensor(kernel), None, 2, 1, 1, 2)
-        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
-
-
 def test_patches_are_torchs_in_another_order():
     (x,) = normal(0, (2, 6, 5, 3))
     got = unfold(jnp.asarray(x), (3, 2), stride=2, padding=(1, (1, 1)))
@@ -121,30 +113,73 @@ def test_the_dcgan_kernel_of_four_is_same_and_torchs_padding_of_one():
     np.testing.assert_allclose(same, want.movedim(1, -1), atol=1e-5)
 
 
-@pytest.mark.parametrize("multiplier", [1, 3])
-def test_depthwise_separable(multiplier):
-    (x,) = normal(0, (2, 6, 6, 4))
-    module = SeparableConv(5, 3, multiplier=multiplier)
-    params = module.init(jax.random.key(0), jnp.asarray(x))["params"]
-    depthwise, pointwise = params["depthwise"]["kernel"], params["pointwise"]["kernel"]
+@few(3)
+@given(
+    channels=small,
+    multiplier=st.integers(1, 3),
+    size=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+    between=st.booleans(),
+    seed=seeds,
+)
+def test_depthwise_separable(channels, multiplier, size, stride, dilation, between, seed):
+    middle = channels * multiplier
+    module = SeparableConv(5, size, stride, 2, dilation, multiplier, jax.nn.silu if between else None)
 
-    def reference(x, depthwise, pointwise):
-        return theirs(theirs(x, depthwise, None, 1, 1, 1, 4), pointwise)
+    def ours(x, depthwise, first, pointwise, last):
+        # Without anything between, two biases in a row would be one.
+        first = {"kernel": depthwise, "bias": first} if between else {"kernel": depthwise}
+        return module.apply({"params": {"depthwise": first, "pointwise": {"kernel": pointwise, "bias": last}}}, x)
 
-    def ours(x, depthwise, pointwise):
-        tree = {"depthwise": {"kernel": depthwise}, "pointwise": {**params["pointwise"], "kernel": pointwise}}
-        return module.apply({"params": tree}, x)
+    def reference(x, depthwise, first, pointwise, last):
+        y = theirs(x, depthwise, first if between else 0 * first, stride, 2, dilation, channels)
+        return theirs(F.silu(y) if between else y, pointwise, last)
 
-    assert depthwise.shape == (3, 3, 1, 4 * multiplier)
-    assert_same(ours, reference, x, np.array(depthwise), np.array(pointwise))
+    kernels = (size, size, 1, middle), (middle,), (1, 1, middle, 5), (5,)
+    assert_same(ours, reference, *normal(seed, (2, 6, 5, channels), *kernels))
 
 
-def test_the_module_adds_its_bias():
-    x, kernel, bias = normal(0, (2, 7, 7, 3), (3, 3, 3, 4), (4,))
+@pytest.mark.parametrize("kind", ["A", "B"])
+@few(2)
+@given(colors=st.sampled_from([1, 3]), size=st.sampled_from([1, 3, 5]), stride=st.integers(1, 2), seed=seeds)
+def test_masked_convolution(kind, colors, size, stride, seed):
+    """PixelCNN's mask, place by place: all before the middle in raster order, and in the middle the colours before, or up to, one's own."""
+    inputs, outputs = 2 * colors, 4 * colors
+    mask = np.zeros((size, size, inputs, outputs), np.float32)
+    for row, column, source, target in np.ndindex(mask.shape):
+        place, middle = row * size + column, size * size // 2
+        own, other = target * colors // outputs, source * colors // inputs
+        mask[row, column, source, target] = place < middle or (
+            place == middle and (other < own or (kind == "B" and other == own))
+        )
+    module = MaskedConv(outputs, size, stride, size // 2, kind=kind, colors=colors)
     assert_same(
-        lambda x, kernel, bias: Conv(4, 3, stride=2, padding=1).apply({"params": {"kernel": kernel, "bias": bias}}, x),
-        lambda x, kernel, bias: theirs(x, kernel, bias, 2, 1),
-        x,
-        kernel,
-        bias,
+        lambda x, kernel, bias: module.apply({"params": {"kernel": kernel, "bias": bias}}, x),
+        lambda x, kernel, bias: theirs(x, kernel * torch.tensor(mask), bias, stride, size // 2),
+        *normal(seed, (2, 6, 5, inputs), mask.shape, (outputs,)),
     )
+
+
+@few(3)
+@given(
+    size=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 1),
+    groups=st.sampled_from([1, 2]),
+    use_bias=st.booleans(),
+    seed=seeds,
+)
+def test_the_modules_add_their_biases(size, stride, padding, groups, use_bias, seed):
+    x, kernel, bias = normal(seed, (2, 7, 6, groups * 2), (size, size, 2, groups * 3), (groups * 3,))
+    options = dict(stride=stride, padding=padding, groups=groups, use_bias=use_bias)
+    params = lambda kernel, bias: {"params": {"kernel": kernel, **({"bias": bias} if use_bias else {})}}
+    for module, reference in (
+        (Conv, lambda x, kernel: theirs(x, kernel, None, stride, padding, 1, groups)),
+        (ConvTranspose, lambda x, kernel: theirs_transposed(x, kernel, stride, padding, 0, groups, 1)),
+    ):
+        assert_same(
+            lambda x, kernel, bias: module(groups * 3, size, **options).apply(params(kernel, bias), x),
+            lambda x, kernel, bias: reference(x, kernel) + (bias if use_bias else 0 * bias),
+            *(x, kernel, bias),
+        )

@@ -6,16 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from versus_torch import normal
+from hypothesis_profiles import few
+from versus_torch import assert_near, normal, seeds, small
 
 from jaxdl.nn import LatentAttention, rope, rotary_frequencies, yarn_frequencies, yarn_magnitude
 
 YARN = dict(rope_type="yarn", factor=8.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=0.7, beta_fast=4.0)
-HEADS, KEY, TURNED, VALUE, RANK = 3, 10, 8, 6, 12
+WIDTH = 24
 NAMES = {
     "query": "q_proj",
     "query_down": "q_a_proj",
@@ -28,57 +31,68 @@ NAMES = {
 }
 
 
-def reference(version, query_rank, stretched, interleaved):
+def reference(version, heads, key, turned, value, rank, query_rank, stretched, interleaved):
     """HF's attention with random parameters, and its table of angles."""
     module = __import__(f"transformers.models.deepseek_v{version}.modeling_deepseek_v{version}", fromlist=["_"])
     config = getattr(transformers, f"DeepseekV{version}Config")(
-        hidden_size=24,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
+        hidden_size=WIDTH,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         q_lora_rank=query_rank,
-        kv_lora_rank=RANK,
-        qk_nope_head_dim=KEY,
-        qk_rope_head_dim=TURNED,
-        v_head_dim=VALUE,
+        kv_lora_rank=rank,
+        qk_nope_head_dim=key,
+        qk_rope_head_dim=turned,
+        v_head_dim=value,
         max_position_embeddings=128,
         rope_parameters={**(YARN if stretched else dict(rope_type="default")), "rope_theta": 10_000.0},
         attn_implementation="eager",
         **({} if interleaved is None else dict(rope_interleave=interleaved)),
     )
     attention = getattr(module, f"DeepseekV{version}Attention")(config, layer_idx=0).eval()
-    torch.manual_seed(0)
     with torch.no_grad():
         for parameter in attention.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.4 + (parameter.ndim == 1))
     return attention, getattr(module, f"DeepseekV{version}RotaryEmbedding")(config)
 
 
-def ours(query_rank, stretched, interleaved):
-    frequencies, magnitude, sharper = rotary_frequencies(TURNED), 1.0, 1.0
+def ours(heads, key, turned, value, rank, query_rank, stretched, interleaved):
+    frequencies, magnitude, sharper = rotary_frequencies(turned), 1.0, 1.0
     if stretched:
         sharper = yarn_magnitude(YARN["factor"], YARN["mscale_all_dim"])
-        frequencies = yarn_frequencies(TURNED, YARN["factor"], 16, beta_fast=YARN["beta_fast"])
+        frequencies = yarn_frequencies(turned, YARN["factor"], 16, beta_fast=YARN["beta_fast"])
         magnitude = yarn_magnitude(YARN["factor"], YARN["mscale"]) / sharper
     rotary = functools.partial(rope, frequencies=frequencies, interleaved=interleaved is not False, magnitude=magnitude)
-    scale = (KEY + TURNED) ** -0.5 * sharper**2 if stretched else None
-    return LatentAttention(HEADS, KEY, TURNED, VALUE, RANK, query_rank, rotary=rotary, scale=scale)
+    scale = (key + turned) ** -0.5 * sharper**2 if stretched else None
+    return LatentAttention(heads, key, turned, value, rank, query_rank, rotary=rotary, scale=scale)
 
 
 @pytest.mark.parametrize("stretched", [False, True])
-@pytest.mark.parametrize("query_rank", [None, 14])
 @pytest.mark.parametrize(("version", "interleaved"), [(2, None), (3, True), (3, False)])
-def test_values_and_gradients_are_those_of_deepseek(version, interleaved, query_rank, stretched):
-    theirs, angles = reference(version, query_rank, stretched, interleaved)
+@few(2)
+@given(
+    heads=small,
+    key=st.integers(1, 10),
+    turned=st.sampled_from([2, 4, 8]),
+    value=st.integers(1, 6),
+    rank=st.integers(2, 12),
+    query_rank=st.none() | st.integers(2, 14),
+    batch=st.integers(1, 3),
+    length=st.integers(1, 21),
+    seed=seeds,
+)
+def test_values_and_gradients_are_those_of_deepseek(version, interleaved, stretched, batch, length, seed, **sizes):
+    torch.manual_seed(seed)
+    theirs, angles = reference(version, **sizes, stretched=stretched, interleaved=interleaved)
     parameters = dict(theirs.named_parameters())
     hf = {name: f"{NAMES[name]}.weight" for name in NAMES if f"{NAMES[name]}.weight" in parameters}
     assert len(hf) == len(parameters)
     params = {name: jnp.asarray(parameters[other].detach().numpy().T) for name, other in hf.items()}
-    module = ours(query_rank, stretched, interleaved)
-    x, cotangent = map(jnp.asarray, normal(0, (2, 21, 24), (2, 21, 24)))
+    module = ours(**sizes, stretched=stretched, interleaved=interleaved)
+    x, cotangent = map(jnp.asarray, normal(seed, (batch, length, WIDTH), (batch, length, WIDTH)))
 
     tensor = torch.tensor(np.array(x), requires_grad=True)
-    table = angles(tensor, torch.arange(21)[None])
-    hidden = torch.full((21, 21), -torch.inf).triu(1).expand(2, 1, 21, 21)
+    table = angles(tensor, torch.arange(length)[None])
+    hidden = torch.full((length, length), -torch.inf).triu(1).expand(batch, 1, length, length)
     expected = theirs(hidden_states=tensor, position_embeddings=table, attention_mask=hidden)[0]
     wanted = torch.autograd.grad(
         expected, [tensor, *(parameters[other] for other in hf.values())], torch.tensor(np.array(cotangent))
@@ -86,12 +100,12 @@ def test_values_and_gradients_are_those_of_deepseek(version, interleaved, query_
 
     run = jax.jit(lambda x, params: module.apply({"params": params}, x, is_causal=True))
     out, pull = jax.vjp(run, x, params)
-    np.testing.assert_allclose(out, expected.detach(), rtol=1e-5, atol=1e-5)
+    assert_near(out, expected.detach().numpy(), 1e-5)
     gradient, by_name = pull(cotangent)
     for name, got, want in zip(["x", *hf], [gradient, *(by_name[name] for name in hf)], wanted):
-        np.testing.assert_allclose(got, want.numpy().T if name != "x" else want, rtol=1e-4, atol=1e-4, err_msg=name)
+        assert_near(got, want.numpy().T if name != "x" else want.numpy(), 2e-5)
 
-    cache = module.empty_cache(2, 21, 24)
+    cache = module.empty_cache(batch, length, WIDTH)
     for absorbed in (False, True):
         decoded, _ = module.apply({"params": params}, x, cache, absorbed=absorbed, method="decode")
-        np.testing.assert_allclose(decoded, expected.detach(), rtol=1e-5, atol=1e-5)
+        assert_near(decoded, expected.detach().numpy(), 1e-5)

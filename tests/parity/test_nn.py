@@ -59,7 +59,7 @@ def test_patch_embedding_is_a_strided_convolution(batch, rows, columns, patch, c
     def embed(images, kernel, bias):
         return PatchEmbedding(patch, width).apply({"params": {"projection": linear(kernel, bias)}}, images)
 
-    assert_same(embed, convolve, *arrays, tolerance=1e-4)
+    assert_same(embed, convolve, *arrays)
 
 
 @shapes

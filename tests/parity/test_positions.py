@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from hypothesis_profiles import few
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.gptj import modeling_gptj as gptj
 from transformers.models.llama import modeling_llama as llama
@@ -53,9 +54,10 @@ SCALINGS = {
 }
 
 
-@pytest.mark.parametrize("length", [9, 150])
 @pytest.mark.parametrize("name", SCALINGS)
-def test_rope_of_llama(name, length):
+@few(2)
+@given(batch=small, length=st.sampled_from([1, 9, 63, 150]), heads=small, seed=seeds)
+def test_rope_of_llama(name, batch, length, heads, seed):
     parameters, scaling = SCALINGS[name]
     parameters = {"rope_theta": 10_000.0, **parameters}
     config = llama.LlamaConfig(
@@ -69,9 +71,10 @@ def test_rope_of_llama(name, length):
         cos, sin = rotary(x, torch.tensor(positions))
         return llama.apply_rotary_pos_emb(x, x, cos, sin, unsqueeze_dim=2)[0]
 
-    # Their frequencies are rounded once more often, and position 150 multiplies that.
+    # Their frequencies are rounded once more often, and position 150 multiplies that; they have no float64.
     ours = lambda x: rope(x, jnp.asarray(positions), frequencies, magnitude=magnitude)
-    assert_same(ours, theirs, *normal(0, (2, length, 2, HEAD)), tolerance=1e-5 if length < 64 else 5e-5)
+    tolerance = 1e-5 if length < 64 else 5e-5
+    assert_same(ours, theirs, *normal(seed, (batch, length, heads, HEAD)), tolerance=tolerance, double=None)
     np.testing.assert_allclose(frequencies, rotary.inv_freq, rtol=1e-6)
 
 
@@ -87,7 +90,24 @@ def test_rope_of_gptj_turns_neighbours_and_leaves_the_rest(batch, length, heads,
         lambda x: rope(x, jnp.arange(length), rotary_frequencies(2 * pairs), interleaved=True),
         theirs,
         *normal(seed, (batch, length, heads, 2 * pairs + rest)),
+        double=None,  # Their tables are in float32.
     )
+
+
+@few(3)
+@given(length=small, heads=small, pairs=small, rest=st.integers(0, 3), interleaved=st.booleans(), seed=seeds)
+def test_rope_is_a_multiplication_of_complex_numbers(length, heads, pairs, rest, interleaved, seed):
+    """Eq. 34 of the paper: with the pairs for real and imaginary parts, to the last digits."""
+    angles = torch.arange(length).double()[:, None, None] * 10_000.0 ** (-torch.arange(pairs).double() / pairs)
+
+    def theirs(x):
+        turned, rest = x[..., : 2 * pairs], x[..., 2 * pairs :]
+        halves = turned.unflatten(-1, (pairs, 2)) if interleaved else turned.unflatten(-1, (2, pairs)).mT
+        product = torch.view_as_real(torch.view_as_complex(halves.contiguous()) * torch.polar(torch.ones_like(angles), angles))
+        return torch.cat([(product if interleaved else product.mT).flatten(-2).to(x.dtype), rest], -1)
+
+    ours = lambda x: rope(x, jnp.arange(length)[None], rotary_frequencies(2 * pairs), interleaved=interleaved)
+    assert_same(ours, theirs, *normal(seed, (2, length, heads, 2 * pairs + rest)))
 
 
 def test_sinusoidal_positions_side_by_side_are_gptjs():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from versus_torch import assert_same, normal, seeds, shapes, small
+from versus_torch import assert_near, assert_same, normal, seeds, shapes, small
 
 from jaxdl.nn import (
     AttentionPooling,
@@ -43,22 +43,33 @@ def shaken(layer):
     return layer.eval()
 
 
-def assert_equal(ours, theirs, layer, table, module, *arrays, tolerance=1e-4):
-    """`ours(variables, *arrays)` and `theirs(*tensors)` give the same values and gradients of all arrays and parameters."""
+def assert_equal(ours, theirs, layer, table, module, *arrays, tolerance=1e-5, double=1e-10):
+    """`ours(variables, *arrays)` and `theirs(*tensors)` give the same values and gradients of all arrays and parameters, in float32 and, as far as they have it, in float64."""
+    _assert_equal(ours, theirs, layer, table, module, arrays, tolerance)
+    if double is not None:
+        with jax.enable_x64(True):
+            _assert_equal(ours, theirs, layer.double(), table, module, [np.float64(array) for array in arrays], double)
+
+
+def _assert_equal(ours, theirs, layer, table, module, arrays, tolerance):
     expected_shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *map(jnp.asarray, arrays))["params"])
     read = lambda tensors: convert({name: tensor.detach().numpy() for name, tensor in tensors}, table, expected_shapes)
     params = read(layer.named_parameters())
     tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
     expected = theirs(*tensors)
-    (cotangent,) = normal(0, tuple(expected.shape))
+    (cotangent,) = (array.astype(arrays[0].dtype) for array in normal(0, tuple(expected.shape)))
     layer.zero_grad()
     expected.backward(torch.tensor(cotangent))
-    value, pull = jax.vjp(jax.jit(lambda params, *arrays: ours({"params": params}, *arrays)), params, *map(jnp.asarray, arrays))
-    np.testing.assert_allclose(value, expected.detach(), atol=tolerance, rtol=tolerance)
-    gradients = pull(jnp.asarray(cotangent))
+
+    @jax.jit
+    def forward_and_back(cotangent, params, *arrays):
+        value, pull = jax.vjp(lambda params, *arrays: ours({"params": params}, *arrays), params, *arrays)
+        return value, pull(cotangent)
+
+    value, gradients = forward_and_back(cotangent, params, *arrays)
+    assert_near(value, expected.detach().numpy(), tolerance)
     wanted = read((name, parameter.grad) for name, parameter in layer.named_parameters()), *(x.grad.numpy() for x in tensors)
-    same = functools.partial(np.testing.assert_allclose, atol=tolerance, rtol=tolerance)
-    jax.tree.map(lambda got, want: same(got, want), gradients, wanted)
+    jax.tree.map(lambda got, want: assert_near(got, np.asarray(want), tolerance), gradients, wanted)
 
 
 @shapes
@@ -71,7 +82,7 @@ def test_feed_forward(batch, length, width, hidden, exact, seed):
         return module.apply({"params": {"expand": {"kernel": w, "bias": b}, "contract": {"kernel": v, "bias": c}}}, x)
 
     theirs = lambda x, w, b, v, c: F.gelu(x @ w + b, approximate="none" if exact else "tanh") @ v + c
-    assert_same(ours, theirs, *arrays, tolerance=1e-4)
+    assert_same(ours, theirs, *arrays)
 
 
 TORCH = dict(dropout=0.0, activation=torch.nn.GELU(approximate="tanh"), batch_first=True)
@@ -110,7 +121,7 @@ def test_a_decoder_block_is_torchs(norm_first, batch, length, source, heads, hea
     options = dict(norm=functools.partial(LayerNorm, 1e-5), norm_first=norm_first, is_causal=True, cross_attention=True)
     block = TransformerBlock(heads, 7, **options)
     valid = np.arange(source) < np.random.default_rng(seed).integers(1, source, (batch, 1), endpoint=True)
-    future = torch.nn.Transformer.generate_square_subsequent_mask(length)
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
 
     def theirs(x, memory):
         return layer(x, memory, tgt_mask=future, tgt_is_causal=True, memory_key_padding_mask=~torch.tensor(valid))
@@ -206,7 +217,7 @@ def test_a_decoder_with_shared_keys_and_rotary_positions_is_transformers(family)
         mask = padding_mask(jnp.asarray(valid))
         return stack.apply(variables, x, mask=mask, positions=jnp.asarray(places)) * valid[..., None]
 
-    assert_equal(ours, theirs, layer, DECODER, stack, x)
+    assert_equal(ours, theirs, layer, DECODER, stack, x, double=None)  # Their rotations and norms are in float32 alone.
 
     # The same, decoded: the first four slots at once, the others one by one; looped and scanned.
     expected_shapes = jax.eval_shape(lambda: stack.init(jax.random.key(0), jnp.asarray(x))["params"])
