@@ -43,7 +43,7 @@ def test_a_mask_is_its_definition(name: str) -> None:
     np.testing.assert_array_equal(mask.dense(np.arange(LENGTH), np.arange(LENGTH)), wanted)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     st.sampled_from([*(mask for mask, _ in MASKS.values()), BIG_BIRD, BIG_BIRD & Causal()]),
     st.integers(1, 20),
