@@ -31,9 +31,9 @@ class Extras(NamedTuple):
     kv_ids: Any = None
     """`B S'` int32."""
     order: Any = None
-    """`B|1 lines tiles` int32, of `tiles.Visits`."""
+    """`B lines tiles` int32, of `tiles.Visits`: segments differ from batch to batch."""
     counts: Any = None
-    """`B|1 lines 2` int32: its `masked_from` and `stop`."""
+    """`B lines 2` int32: its `masked_from` and `stop`."""
 
     def take(self, refs: list[Ref]) -> "Extras":
         """The same with references in the place of arrays: the first of `refs`, which are removed."""
@@ -163,10 +163,9 @@ class Scores:
         return _span((low, jnp.minimum(high, queries)), (full_low, full_high), block, self.queries)
 
     def _listed(self, line: Index) -> Listed:
-        batch = self.batch if self.extras.order.shape[0] > 1 else 0
-        counts = self.extras.counts.at[batch, line]
+        counts = self.extras.counts.at[self.batch, line]
         # One tile even where nothing is visible; its mask hides all of it.
-        return Listed(self.extras.order.at[batch, line], counts[0], jnp.maximum(counts[1], 1))
+        return Listed(self.extras.order.at[self.batch, line], counts[0], jnp.maximum(counts[1], 1))
 
     def logits(self, product: jax.Array, head: Index, distance: Callable[[], jax.Array]) -> tuple[jax.Array, jax.Array | None]:
         """Logits divided by `factor`, and their derivative with respect to the product beyond the scale (None: 1). `distance()` is |position of the query − that of the key|."""

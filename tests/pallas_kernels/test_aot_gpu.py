@@ -75,19 +75,21 @@ def mesh() -> Mesh:
     return mesh_of("h100")
 
 
-def arguments(mesh: Mesh, width: int, length: int, names: tuple[str, ...], key_heads: int, dtype: Any) -> tuple[Any, ...]:
+def arguments(
+    mesh: Mesh, width: int, length: int, names: tuple[str, ...], key_heads: int, dtype: Any, batch: int = BATCH
+) -> tuple[Any, ...]:
     """Operands, and what the backward pass is given beside them."""
 
     def struct(*shape: int, dtype: Any = dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
-    sizes = {"q_segment_ids": (BATCH, length), "kv_segment_ids": (BATCH, length), "sinks": (HEADS,), "alibi_slopes": (HEADS,)}
+    sizes = {"q_segment_ids": (batch, length), "kv_segment_ids": (batch, length), "sinks": (HEADS,), "alibi_slopes": (HEADS,)}
     extras = {
-        name: struct(*sizes.get(name, (BATCH,)), dtype=jnp.float32 if name in ("sinks", "alibi_slopes") else jnp.int32)
+        name: struct(*sizes.get(name, (batch,)), dtype=jnp.float32 if name in ("sinks", "alibi_slopes") else jnp.int32)
         for name in names
     }
-    out, lse = struct(BATCH, length, HEADS, width), struct(BATCH, HEADS, length, dtype=jnp.float32)
-    key = struct(BATCH, length, key_heads, width)
+    out, lse = struct(batch, length, HEADS, width), struct(batch, HEADS, length, dtype=jnp.float32)
+    key = struct(batch, length, key_heads, width)
     return Operands(out, key, key, **extras), out, lse, out, lse
 
 
@@ -98,11 +100,12 @@ def lower(
     length: int = 4096,
     key_heads: int = HEADS,
     dtype: Any = jnp.bfloat16,
+    batch: int = BATCH,
     **spec: Any,
 ) -> list[Any]:
     """The forward and the backward pass."""
     spec = Spec(width**-0.5, **spec)
-    operands, *rest = arguments(mesh, width, length, names, key_heads, dtype)
+    operands, *rest = arguments(mesh, width, length, names, key_heads, dtype, batch)
     assert mosaic_gpu.supports(spec, operands) is None
     with jax.set_mesh(mesh):
         forward = jax.jit(lambda operands: mosaic_gpu.forward(spec, operands)).lower(operands)
@@ -140,6 +143,11 @@ def test_keeps_everything_in_registers_and_products_asynchronous(
 @pytest.mark.parametrize("width", mosaic_gpu_tiles.WIDTHS)
 def test_so_it_is_with_shared_keys_odd_lengths_and_float16(mesh: Mesh, width: int, capfd: pytest.CaptureFixture[str]) -> None:
     compile_(mesh, width, (), length=4095, key_heads=2, dtype=jnp.float16, is_causal=True)
+    judge("".join(capfd.readouterr()))
+
+
+def test_so_it_is_with_one_sequence_of_packed_documents(mesh: Mesh, capfd: pytest.CaptureFixture[str]) -> None:
+    compile_(mesh, 128, ("q_segment_ids", "kv_segment_ids"), length=16384, batch=1, is_causal=True)
     judge("".join(capfd.readouterr()))
 
 
