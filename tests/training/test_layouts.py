@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -16,14 +17,28 @@ import optax
 import optax.contrib
 import pytest
 from jax.sharding import PartitionSpec
+from tiny_families import FAMILIES, Family
 from tiny_siglip import assert_same_parameters
 
 from experiments import siglip
 from jaxdl.errors import UserError
+from jaxdl.launch import Training
 from jaxdl.losses import sigmoid_loss
 from jaxdl.models.siglip import SigLIP, TextTower, VisionTower
 from jaxdl.nn import BatchNorm
-from jaxdl.training import Aux, Execution, Layout, Run, data_mesh, distribute, fit, init_state, make_step
+from jaxdl.training import (
+    Aux,
+    Execution,
+    Layout,
+    Run,
+    TrainState,
+    data_mesh,
+    distribute,
+    fit,
+    init_state,
+    make_step,
+    start,
+)
 from jaxdl.training.cost import bytes_per_device, compile_step
 
 DEVICES = 8
@@ -32,9 +47,10 @@ STRATEGIES = ("jit", "fsdp", "pmap")
 
 
 @pytest.mark.skipif(jax.device_count() == DEVICES, reason="this is the process")
-def test_the_tests_of_this_file_pass_on_eight_devices():
+@pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_the_tests_of_this_file_pass_on_eight_devices(chosen):
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}"}
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-m", chosen, __file__]
     done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-6000:]
     assert "passed" in done.stdout and ", 1 skipped" in done.stdout
@@ -104,6 +120,52 @@ def test_accumulated_parts_hold_the_same_rows_in_every_layout():
     for name, (state, others) in results.items():
         np.testing.assert_allclose(others, losses, rtol=1e-5, err_msg=name)
         chex.assert_trees_all_close(jax.device_get(state.ema), jax.device_get(expected.ema), rtol=1e-4, atol=1e-6)
+
+
+def two_steps(family: Family, layout: Layout, accumulate: int) -> tuple[TrainState, list[float]]:
+    """The state after them, and the losses. The second step goes on from a state that a layout has left."""
+    batches = family.batches(2)
+    inputs = family.inputs(batches[0])
+    step, state = start(
+        Training(learning_rate=0.5, warmup=0.0, accumulate=accumulate),
+        layout,
+        family.loss(family.module, layout),
+        lambda schedule: optax.sgd(schedule, momentum=0.9),
+        lambda key: family.module.init(key, *(jnp.asarray(array[:1]) for array in inputs)),
+        frozen=family.frozen,
+    )
+    step, losses = distribute(step, state, layout), []
+    for batch in batches:
+        state, metrics = step(state, layout.place_batch(batch))
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+@functools.cache
+def on_one_device(name: str, accumulate: int) -> tuple[TrainState, list[float]]:
+    return two_steps(FAMILIES[name], layouts()["one"], accumulate)
+
+
+# `fsdp` differs from `jit` in where arrays lie, and parts of batches add a loop. The other pairs take as long again.
+SOME = {("fsdp", 2), ("pmap", 2)}
+
+
+@eight_devices
+@pytest.mark.parametrize(
+    ("name", "strategy", "accumulate"),
+    [
+        pytest.param(name, strategy, accumulate, marks=[] if (strategy, accumulate) in SOME else pytest.mark.slow)
+        for name, strategy, accumulate in itertools.product(FAMILIES, STRATEGIES, (1, 2))
+    ],
+)
+def test_two_steps_of_every_family_are_those_of_one_device(name, strategy, accumulate):
+    family = FAMILIES[name]
+    found, losses = two_steps(family, Layout(strategy), accumulate)
+    expected, wanted = on_one_device(name, accumulate if family.compares else 1)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+    assert_same_parameters(found.params, expected.params)
+    cut = [leaf for leaf in jax.tree.leaves(found.params) if not leaf.sharding.is_fully_replicated]
+    assert (len(cut) > 4) == (strategy == "fsdp")
 
 
 @eight_devices
