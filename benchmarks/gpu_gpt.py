@@ -67,7 +67,7 @@ class GpuGpt:
         sizes = self.module("plain")
         config = transformers.GPT2Config(
             vocab_size=sizes.vocabulary, n_positions=sizes.length, n_embd=sizes.width, n_layer=sizes.depth, n_head=sizes.num_heads,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, attn_implementation="sdpa",
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, attn_implementation="sdpa", bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
         model = transformers.GPT2LMHeadModel(config).to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), 6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)

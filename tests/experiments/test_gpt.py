@@ -48,7 +48,8 @@ def test_two_steps_leave_what_a_run_leaves_and_the_finished_model_answers_anothe
     again = run("--prompt=abc abc", "--tokens=5")
     assert again.returncode == 0, again.stderr
     prompt, _, written = (tmp_path / "run" / "sample.txt").read_text().partition("\n--- written:\n")
-    assert prompt == "abc abc" and len(written) == 6 and written.removesuffix("\n") in again.stdout
+    assert prompt == "abc abc" and written.removesuffix("\n") in again.stdout
+    assert len(written) == 6 or (len(written) < 6 and "--- the end" in again.stdout)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["parameters_sha256"] == result["parameters_sha256"]
 
 
@@ -139,11 +140,12 @@ def test_fine_tuning_begins_with_published_weights_and_their_tokenizer(tmp_path,
 
 def test_fine_tuning_begins_with_what_another_run_has_learned(tmp_path, book):
     first = gpt.main(gpt.Config(data=book, scan_layers=True, **TINY), tmp_path / "first", Execution())
-    how = TINY | STILL | dict(width=999, length=8, data=book)  # Sizes are those of the run, but for what is looked back at.
-    second = gpt.main(gpt.Config(init=str(tmp_path / "first"), **how | dict(length=16)), tmp_path / "second", Execution())
+    how = TINY | STILL | dict(width=999, data=book)  # Sizes are those of the run.
+    second = gpt.main(gpt.Config(init=str(tmp_path / "first"), **how), tmp_path / "second", Execution())
     np.testing.assert_allclose(*(run["metrics"]["validation_loss"] for run in (first, second)), rtol=1e-5)
-    third = gpt.main(gpt.Config(init=str(tmp_path / "second"), scan_layers=True, **how), tmp_path / "third", Execution())
-    assert np.isfinite(third["metrics"]["validation_loss"])
+    begun, gone_on = (gpt.learned(str(tmp_path / name)) for name in ("first", "second"))
+    assert begun[0].clone(scan=False) == gone_on[0].clone(scan=False)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), begun[1], gone_on[1])
 
 
 def test_what_is_no_gpt_and_a_tokenizer_of_another_one_are_refused(tmp_path, book, published):
