@@ -7,6 +7,7 @@ import sys
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -58,14 +59,15 @@ def publish(name: str, directory) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_directory_gives_a_module_and_its_parameters_and_a_call_gives_logits(name, tmp_path):
     *_, inputs, shape = FAMILIES[name]
+    inputs = [jnp.asarray(each) for each in inputs]
     publish(name, tmp_path)
     module, params = pretrained.load(tmp_path)
-    logits = module.apply({"params": params}, *inputs).logits
+    logits = jax.jit(module.apply)({"params": params}, *inputs).logits
     chex.assert_shape(logits, shape)
     chex.assert_tree_all_finite(logits)
     scanned, stacked = pretrained.load(tmp_path, type(module), scan=True)
     assert len(jax.tree.leaves(stacked)) < len(jax.tree.leaves(params))
-    np.testing.assert_allclose(scanned.apply({"params": stacked}, *inputs).logits, logits, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(scanned.apply)({"params": stacked}, *inputs).logits, logits, atol=1e-5)
 
 
 def test_the_command_that_is_named_for_a_pickle_writes_what_is_read(tmp_path):
