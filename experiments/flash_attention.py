@@ -30,7 +30,7 @@ from experiments._attention.devices import (
 )  # fmt: skip
 from experiments._attention.errors import Oracle
 from experiments._attention.goals import GOALS, compared, judge
-from experiments._attention.implementations import IMPLEMENTATIONS, Absent
+from experiments._attention.implementations import IMPLEMENTATIONS, Absent, in_one_line
 from experiments._attention.report import draw_figures, markdown
 from experiments._attention.shapes import PASSES, WORK, Case, Shape, cut, draw
 from experiments._attention.timing import Clock, time_in_turns
@@ -226,7 +226,7 @@ def measure_shape(config: Config, shape: Shape, skip: set[str], absent: dict[str
     arrays, candidates, rows = draw(shape, config.dtype, config.seed), {}, []
 
     def fail(name: str, error: Exception, *passes: str) -> None:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = in_one_line(error)
         rows.extend(_row(shape, name, each, error=reason) for each in passes)
         if not device_answers():
             raise BrokenDevice(name, reason)

@@ -45,7 +45,10 @@ def target_description(devices: Sequence[jax.Device]) -> str | None:
     """What XLA knows of them, in the form that `jax.experimental.topologies.get_topology_desc` takes as `target_config` to compile for them elsewhere; None for kinds of devices that have none."""
     from jax._src.lib import xla_client  # jax has no public way to ask.
 
-    return getattr(xla_client.get_topology_for_devices(list(devices)), "target_config", None)
+    try:
+        return getattr(xla_client.get_topology_for_devices(list(devices)), "target_config", None)
+    except jax.errors.JaxRuntimeError:  # A platform without topologies.
+        return None
 
 
 def leave_memory_to_others() -> None:

@@ -20,6 +20,11 @@ class Absent(NotImplementedError):
     """This machine has not what an implementation needs, whatever the shape."""
 
 
+def in_one_line(error: Exception) -> str:
+    """Its kind and as much of its text as a table has room for."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 class Pass(NamedTuple):
     """One of `PASSES`, compiled and warm."""
 

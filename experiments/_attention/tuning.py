@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from experiments._attention.errors import LIMITS, Oracle
-from experiments._attention.implementations import Candidate, ours
+from experiments._attention.implementations import Candidate, in_one_line, ours
 from experiments._attention.shapes import Shape, draw
 from experiments._attention.timing import Times, time_in_turns
 from jaxdl.training.logging import replace_text
@@ -88,9 +88,9 @@ class Tuner:
                 return wrong
             ready = self.build(shape, arrays, sizes).passes[passes]()
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return in_one_line(error)
         times = self.time({"": ready}, self.repeats, 1.0, self.shortest)[""]
-        return times.median if isinstance(times, Times) else f"{type(times).__name__}: {times}"
+        return times.median if isinstance(times, Times) else in_one_line(times)
 
     def _wrong(self, shape: Shape, sizes: BlockSizes) -> str | None:
         """What is wrong with the values, which depend on no length: each tile is looked at once for a case and width."""
