@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from hypothesis_profiles import few
-from versus_torch import assert_near, normal, seeds, small
+from versus_torch import assert_near, normal, seeds
 
 from jaxdl.nn import LatentAttention, rope, rotary_frequencies, yarn_frequencies, yarn_magnitude
 
@@ -70,11 +70,11 @@ def ours(heads, key, turned, value, rank, query_rank, stretched, interleaved):
 @pytest.mark.parametrize(("version", "interleaved"), [(2, None), (3, True), (3, False)])
 @few(2)
 @given(
-    heads=small,
-    key=st.integers(1, 10),
+    heads=st.integers(1, 4),
+    key=st.sampled_from([2, 4, 10]),  # Theirs of version 2 takes even ones only, and even ranks.
     turned=st.sampled_from([2, 4, 8]),
     value=st.integers(1, 6),
-    rank=st.integers(2, 12),
+    rank=st.sampled_from([2, 6, 12]),
     query_rank=st.none() | st.integers(2, 14),
     batch=st.integers(1, 3),
     length=st.integers(1, 21),
