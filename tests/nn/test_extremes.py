@@ -180,7 +180,7 @@ CASES: dict[str, dict[str, Case]] = {
         "lstm_cell": cell(nn.lstm_cell, 4, 2),
         "gru_cell": cell(nn.gru_cell, 3, 1),
         "Recurrent recurrence": recurrent("lstm", bidirectional=True),
-        **{f"Recurrent {name}": recurrent(name) for name in ("rnn_tanh", "rnn_relu", "gru", "gru_reset_before")},
+        **{f"Recurrent {name}": recurrent(name) for name in ("rnn_relu", "gru", "gru_reset_before")},
         "SequenceModel": Case(written, lambda dtype: nn.SequenceModel(nn.Recurrent(4, dtype=dtype), 8, "1:n")),
     },
     "transformer": {
