@@ -71,7 +71,7 @@ def dot_product_attention(
 
     A row that sees nothing gives 0, a log-sum-exp of −∞ (that of its sink, if it has one) and zero gradients. Differentiable in reverse mode by the implementation's own backward pass, which is deterministic, and in forward mode by XLA tiles; `jax.hessian` works; reverse mode twice does not. `cudnn` and `xla` are jax's and differentiate themselves.
 
-    Arrays may lie over several devices, under `jit` with axes of a mesh that are Auto or Explicit and within `shard_map`: each device computes the batches and heads of the queries that it holds (heads where the number of devices divides that of the key heads, or where there is one), and gathers nothing of those. Lengths are whole on each; forward mode over Auto axes is XLA's to divide.
+    Arrays may lie over several devices, under `jit` with axes of a mesh that are Auto or Explicit, and within `shard_map`. Each device computes the batches and heads of the queries that it holds, with whole sequences, and gathers none of the others (heads where the key heads come out even too, or there is only one). Where axes are Auto, XLA divides what is left: forward mode, and on TPUs everything, by tiles instead of the kernel.
 
     Returns the output `B T N H` in the query's dtype; with `return_residual` also the log-sum-exp `B T N` in float32 (float64 for float64), differentiable. Raises `ValueError` for arguments that do not fit together, and `NotImplementedError`, saying why, where the named implementation cannot serve.
     """
