@@ -56,7 +56,7 @@ KINDS = get_args(Kind)
 class Config(launch.Config):
     """What this experiment computes."""
 
-    steps: Annotated[int, Ge(0)] = 4000
+    steps: Annotated[int, Ge(0)] = 3000
     """Updates of the parameters. 0: the weights of --init answer --ask as they are."""
     batch_size: Annotated[int, Ge(1)] = 32
     learning_rate: Annotated[float, Gt(0)] = 0.01
@@ -481,7 +481,7 @@ EXPERIMENT = launch.Experiment(
     name="paligemma",
     summary="A vision-language model learns to answer questions about pictures, to describe them, and to say where things are.",
     paper="Beyer et al. 2024, PaliGemma: A versatile 3B VLM for transfer (arXiv:2407.07726)",
-    result="0.96 of the answers to questions about held-out scenes right, 0.81 of the captions word by word, boxes with a mean IoU of 0.69",
+    result="0.96 of the answers to questions about held-out scenes right, 0.80 of the captions word by word, boxes with a mean IoU of 0.51",
     minutes=3,
     presets=PRESETS,
     main=main,
