@@ -71,7 +71,7 @@ FAMILIES = {
     ),
     "translation": Family(
         EncoderDecoder(20, 32, Stack(1, 2, 64), Stack(1, 2, 64), length=8),
-        lambda module, layout: functools.partial(translation.loss, module, 0.1),
+        lambda module, layout: functools.partial(translation.loss, module, 0.1, 7.0),
         {
             **dict.fromkeys(("source", "target", "labels"), integers(20, 8)),
             "source_segments": the_same(1, 1, 1, 2, 2, 2, 0, 0),

@@ -109,7 +109,7 @@ def _precision(dtype: DTypeLike) -> jax.lax.DotAlgorithmPreset | None:
 
 def within(
     length: int,
-    mask: Bool[Array, "#B #N #T #T"] | None,
+    mask: Bool[Array, "#B #N #T #S"] | None,
     window: Window | None,
     prefix: Int[Array, "B"] | None,
     is_causal: bool,

@@ -87,7 +87,8 @@ def test_multi_head_attention(masking, batch, queries, keys, heads, head, other,
         options = (width, heads, None, torch.cat(biases[:3]), None, None, False, 0.0, o.T, biases[3])
         return F.multi_head_attention_forward(x, y, y, *options, **packed)[0].transpose(0, 1)
 
-    assert_same(ours, theirs, *arrays)
+    # The keys' bias moves all logits of a query alike: its gradient is zero but for what rounding leaves of larger numbers.
+    assert_same(ours, theirs, *arrays, scale=4.0)
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

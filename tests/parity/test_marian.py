@@ -268,9 +268,9 @@ def test_a_published_model_is_fine_tuned(tokenized, tmp_path):
         (folder / file.name).write_bytes(file.read_bytes())
     data = tmp_path / "data"
     data.mkdir()
-    for split in ("train", "val"):
-        (data / f"{split}.en").write_text("a small cat\nthe dogs are big\n" * 3)
-        (data / f"{split}.de").write_text("eine kleine Katze\ndie Hunde sind groß\n" * 3)
+    for split, times in (("train", 3), ("val", 2)):
+        (data / f"{split}.en").write_text("a small cat\nthe dogs are big\n" * times)
+        (data / f"{split}.de").write_text("eine kleine Katze\ndie Hunde sind groß\n" * times)
     config = translation.Config(
         preset="finetune", data=f"folder:{data}", init=str(folder), steps=2, batch_size=2, length=24, optimizer="adamw",
         learning_rate=1e-3, beam=2,
