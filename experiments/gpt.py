@@ -203,10 +203,7 @@ def build(config: Config, vocabulary: int) -> GPT:
 def learned(name: str) -> tuple[GPT, PyTree, Tokenizer]:
     """What a run of this experiment has learned, or published weights."""
     if not (Path(name).expanduser() / "checkpoints").is_dir():
-        module, params = pretrained.load(name, param_dtype=jnp.float32)
-        if not isinstance(module, GPT):
-            raise UserError(f"{name} holds a {type(module).__name__}: give --init the weights of a GPT")
-        return module, params, pretrained.load_tokenizer(name)
+        return *pretrained.load(name, GPT, param_dtype=jnp.float32), pretrained.load_tokenizer(name)
     told, variables = load_run(name)
     if told["experiment"] != "gpt":
         raise UserError(f"--init {name} is a run of experiments.{told['experiment']}: give one of experiments.gpt")

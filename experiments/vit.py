@@ -19,7 +19,6 @@ from jaxdl import figures, launch, pretrained
 from jaxdl.data import Source, open_labelled, some, train_batches
 from jaxdl.data.augment import cutmix, mixup, rand_augment
 from jaxdl.data.image import ImageProcessor, random_crop, random_flip, random_resized_crop
-from jaxdl.errors import UserError
 from jaxdl.losses import soft_cross_entropy
 from jaxdl.metrics import accuracy, classify
 from jaxdl.models.vit import POOLS, POSITIONS, VARIANTS, ViT, adapt
@@ -161,9 +160,7 @@ def build(config: Config, source: Source) -> tuple[ViT, PyTree | None, ImageProc
     )
     more = dict(stochastic_depth=config.stochastic_depth, scan=config.scan_layers)
     if config.init:
-        module, params = pretrained.load(config.init, param_dtype=jnp.float32, **fields)
-        if not isinstance(module, ViT):
-            raise UserError(f"{config.init} holds a {type(module).__name__}: give the weights of a ViT")
+        module, params = pretrained.load(config.init, ViT, param_dtype=jnp.float32, **fields)
         process = pretrained.load_image_processor(config.init)
         if config.resolution:
             process = dataclasses.replace(process, size=(config.resolution,) * 2, shorter_side=None)

@@ -152,7 +152,7 @@ def test_what_is_no_gpt_and_a_tokenizer_of_another_one_are_refused(tmp_path, boo
     (tmp_path / "siglip").mkdir()
     write_published_siglip(tmp_path / "siglip")
     how = dict(data=book, **TINY)
-    with pytest.raises(UserError, match="holds a SigLIP: give --init the weights of a GPT"):
+    with pytest.raises(UserError, match="those of a SigLIP: give those of a GPT"):
         gpt.main(gpt.Config(init=str(tmp_path / "siglip"), **how), tmp_path / "one", Execution())
     Tokenizer.of_bytes(["abc " * 100, "🙂" * 90, read(book) * 3], 400).save(published[0])
     with pytest.raises(UserError, match="its tokenizer and its weights do not belong together"):

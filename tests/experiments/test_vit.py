@@ -243,5 +243,5 @@ def test_bad_input_is_refused(tmp_path, how, message):
 
 def test_weights_of_another_family_are_refused(tmp_path):
     write_published_siglip(tmp_path)
-    with pytest.raises(UserError, match="holds a SigLIP: give the weights of a ViT"):
+    with pytest.raises(UserError, match="those of a SigLIP: give those of a ViT"):
         main(Config(init=str(tmp_path), **TINY), tmp_path / "run")
