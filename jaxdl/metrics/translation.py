@@ -11,7 +11,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]]) -
     """
     import sacrebleu  # Not every experiment needs it.
 
-    metric = sacrebleu.BLEU()
+    metric = sacrebleu.BLEU(force=True)  # Captions that end in a stop of its own word are no mistake to warn of.
     several = [[texts] if isinstance(texts, str) else list(texts) for texts in references]
     columns = [list(column) for column in itertools.zip_longest(*several)]  # None where a sentence has fewer references.
     score = metric.corpus_score(list(hypotheses), columns)
