@@ -264,7 +264,7 @@ EXPERIMENT = launch.Experiment(
     summary="A Transformer on the patches of a picture learns to say what is on it.",
     paper="Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arXiv:2010.11929",
     result="test accuracy of 0.98 on scikit-learn's digits",
-    minutes=2,
+    minutes=1,
     presets=PRESETS,
     main=main,
 )
