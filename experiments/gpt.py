@@ -152,12 +152,14 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
         each = run.layout.inference(functools.partial(losses, module), batch_size=32)
         evaluate = lambda state: measure(each({"params": state.measured}, unread.apart()), characters)
         state = fit(step, state, batches, run, steps=config.steps, evaluate=evaluate, evaluate_every=config.evaluate_every)
-        metrics = evaluate(state)
         params = jax.tree.map(whole, state.measured)
         if is_first():
             write(config, module, params, tokenizer, prompt.tolist(), run)
+        if config.prompt and run.result:
+            return run.result
+        if is_first():
             draw(module, params, tokenizer, excerpt[:32], run.figures)
-        return run.finish(state, metrics)
+        return run.finish(state, evaluate(state))
 
 
 def begin(config: Config, texts: Sequence[str], directory: Path) -> tuple[GPT, PyTree | None, Tokenizer]:

@@ -5,7 +5,6 @@ One model answers questions, describes pictures, and says where things are: what
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -185,8 +184,8 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
         state = fit(step, state, batches, run, steps=config.steps, evaluate=evaluate, evaluate_every=config.evaluate_every)
         if image is not None:
             ask(image, config.ask[1:], answerer, state.measured, run)
-            if (run.directory / "result.json").exists():
-                return json.loads((run.directory / "result.json").read_text("utf-8"))
+            if run.result:
+                return run.result
         metrics, said = examine(state)
         if is_first():
             exam.write(said, run.directory / "answers.txt")

@@ -5,7 +5,6 @@ It learns from pairs of sentences alone: the encoder reads the source as a whole
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -175,8 +174,8 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
         translator = Translator(config, module, run.layout, reader, writer)
         for sentence, translation in zip(config.ask, translator(state.measured, config.ask)):
             run.say(f"{sentence}\n  → {translation}")
-        if config.ask and (run.directory / "result.json").exists():
-            return json.loads((run.directory / "result.json").read_text("utf-8"))
+        if config.ask and run.result:
+            return run.result
         metrics = evaluate(state)
         for name, sentences in held_out.items():
             metrics |= compare(translator, state.measured, sentences, name, run)

@@ -164,6 +164,12 @@ class Run:
             self.report(result)
         return result
 
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What is in `result.json`, if the run has come to its end before."""
+        path = self.directory / "result.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
     def report(self, result: dict[str, Any]) -> None:
         width = max(map(len, result["metrics"]), default=0)
         self.say(f"\nafter {result['steps']:,} steps and {result['seconds']:.0f} seconds:")
