@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 
 import flax.linen as nn
 import jax
@@ -217,24 +218,43 @@ def test_truncation_is_chunks_with_a_constant_state_between_them(cell):
 
 
 def test_truncation_backwards_counts_from_the_end_of_each_sequence():
-    kernel, projected, weight = (
-        jnp.asarray(random(seed, *shape), jnp.float32) for seed, shape in enumerate([(3, 3), (7, 2, 3), (7, 2, 3)])
-    )
+    shapes = [(4, 3), (3, 3), (3,), (7, 2, 4), (7, 2, 3)]
+    *kernels, x, weight = (jnp.asarray(random(seed, *shape), jnp.float32) for seed, shape in enumerate(shapes))
     start, lengths = jnp.zeros((2, 3)), jnp.asarray([7, 5])
 
-    def backwards(kernel, projected):
-        y, _ = recurrence("rnn_tanh", kernel, projected, start, lengths=lengths, reverse=True, truncate=3)
+    def backwards(kernels, x):
+        y, _ = recurrence("rnn_tanh", *kernels, start, x, lengths=lengths, reverse=True, truncate=3)
         return (y * weight).sum()
 
-    def turned(kernel, projected):
+    def turned(kernels, x):
         total = 0.0
         for n, length in enumerate([7, 5]):
-            y, _ = recurrence("rnn_tanh", kernel, projected[:length][::-1, n : n + 1], start[:1], truncate=3)
+            y, _ = recurrence("rnn_tanh", *kernels, start[:1], x[:length][::-1, n : n + 1], truncate=3)
             total += (y[::-1] * weight[:length, n : n + 1]).sum()
         return total
 
-    one, other = (jax.jit(jax.grad(loss, (0, 1)))(kernel, projected) for loss in (backwards, turned))
+    one, other = (jax.jit(jax.grad(loss, (0, 1)))(kernels, x) for loss in (backwards, turned))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
+
+
+@pytest.mark.parametrize("length", [12, 11])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_long_sequence_is_projected_in_parts_or_at_once(monkeypatch, cell, length):
+    """Without a gradient 12 steps are three parts, and 11 cannot be divided; with one they are always one."""
+    module = Recurrent(4, cell, bidirectional=True)
+    monkeypatch.setattr(sys.modules[recurrence.__module__], "_PART", 4 * 2 * GATES[cell] * module.hidden)
+    x, lengths = jnp.asarray(random(1, 2, length, 3), jnp.float32), jnp.asarray([length, 7])
+    params = build(module, x)["params"]
+
+    def run(x):
+        outputs, _ = module.apply({"params": params}, x, lengths=lengths)
+        return outputs.sum(), outputs
+
+    alone, ((_, with_gradient), _) = jax.jit(run)(x)[1], jax.jit(jax.value_and_grad(run, has_aux=True))(x)
+    directions = params["layer_0"], params["layer_0_reverse"]
+    expected = [numpy_run(cell, part, np.float64(x), lengths, reverse)[0] for reverse, part in enumerate(directions)]
+    np.testing.assert_allclose(alone, np.concatenate(expected, -1), atol=1e-5)
+    np.testing.assert_allclose(with_gradient, alone, atol=1e-6)
 
 
 def test_a_state_continues_where_it_came_from():
@@ -397,7 +417,8 @@ def test_bidirectional_classification_reads_both_ends():
 def test_what_cannot_be_meant_is_refused():
     x, key = jnp.ones((2, 3, 4)), jax.random.key(0)
     with pytest.raises(UserError, match="did you mean 'lstm'"):  # Past the check of types that these tests install.
-        inspect.unwrap(recurrence)("lsmt", jnp.ones((2, 8)), jnp.ones((3, 1, 8)), (jnp.ones((1, 2)), jnp.ones((1, 2))))
+        kernels = jnp.ones((4, 8)), jnp.ones((2, 8)), jnp.ones(8)
+        inspect.unwrap(recurrence)("lsmt", *kernels, (jnp.ones((1, 2)), jnp.ones((1, 2))), jnp.ones((3, 1, 4)))
     with pytest.raises(UserError, match="cut every 0 steps"):
         Recurrent(2, truncate=0).init(key, x)
     with pytest.raises(UserError, match="0 layers"):
