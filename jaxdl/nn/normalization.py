@@ -83,14 +83,29 @@ def _scaled_derivative(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     return _scaled(*primals), d_x * factor + (x - mean) * d_factor + (d_bias - d_mean * factor)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _standardized(x: Array, eps: float) -> Array:
+    """`(x − mean) / √(variance + eps)` over the last axis."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+
+
+@_standardized.defjvp
+def _standardized_derivative(eps: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    """`(∂x − E[∂x] − centred · E[centred ∂x] / (variance + eps)) / √(variance + eps)`. The barrier has XLA's CPU sum both means in loops of their own, and the gradient takes three quarters of the time."""
+    (x,), (change,) = primals, tangents
+    centred = x - x.mean(-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+    means = change.mean(-1, keepdims=True), (centred * change).mean(-1, keepdims=True)
+    shift, slope = jax.lax.optimization_barrier(means)
+    return centred * factor, (change - shift - centred * (jnp.square(factor) * slope)) * factor
+
+
 def layer_norm(
     x: Float[Array, "*batch D"], scale: Float[Array, "D"], bias: Float[Array, "D"], eps: float = 1e-6
 ) -> Float[Array, "*batch D"]:
     """`(x − mean) / √(variance + eps) · scale + bias` over the last axis (Ba et al. 2016, eq. 4). Torch's default `eps` is 1e-5."""
-    wide = _wide(x)
-    centred = wide - wide.mean(-1, keepdims=True)
-    normalized = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
-    return (normalized * scale + bias).astype(x.dtype)
+    return (_standardized(_wide(x), eps) * scale + bias).astype(x.dtype)
 
 
 def rms_norm(
