@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxdl import figures, launch, pretrained
 from jaxdl.data import train_batches
-from jaxdl.data.documents import Windows, open_documents, some_documents, tokens_of, write_tokens
+from jaxdl.data.documents import Windows, held_out_documents, open_documents, some_documents, tokens_of, write_tokens
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
 from jaxdl.generate import Sampling
@@ -124,7 +124,7 @@ def main(config: Config, workdir: str | Path, execution: Execution = Execution()
         raise UserError("there is no --data: name the text to learn from, tfds:NAME or folder:PATH")
     with Run.open(workdir, "gpt", config, execution) as run:
         texts = open_documents(config.data, "train", data_dir=config.data_dir)
-        held_out = open_documents(config.eval_data or config.data, "test", data_dir=config.data_dir)
+        held_out = held_out_documents(config.data, config.eval_data, data_dir=config.data_dir)
         held_out = some_documents(held_out, config.eval_characters)
         tokens = run.directory / "tokens.npy"
         with run.first_process_first():

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxdl import figures, launch
 from jaxdl.data import train_batches
-from jaxdl.data.names import Alphabet, Names, normalise, open_names
+from jaxdl.data.names import Alphabet, Names, held_out_names, normalise, open_names
 from jaxdl.errors import UserError
 from jaxdl.losses import cross_entropy
 from jaxdl.metrics import accuracy
@@ -240,7 +240,7 @@ class Task(abc.ABC):
     def open_names(self) -> tuple[Names, Names]:
         """The names to learn from and those held out."""
         config = self.config
-        source, held_out = open_names(config.data, "train"), open_names(config.eval_data or config.data, "test")
+        source, held_out = open_names(config.data, "train"), held_out_names(config.data, config.eval_data)
         if source.classes != held_out.classes:
             raise UserError(f"{config.data} has the languages {', '.join(source.classes)}, and {config.eval_data} others")
         longer = np.mean([len(name) > config.length for name in source.names])

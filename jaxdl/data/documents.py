@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Integer
 
-from jaxdl.data.sources import HELD_OUT_NAMES, TFDS, Split
+from jaxdl.data.sources import HELD_OUT_NAMES, TFDS, Split, taken_whole
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError, unknown
 
@@ -51,6 +51,15 @@ def open_documents(spec: str, split: Split, *, data_dir: str = "") -> Documents:
         case "folder", str(name) if name:
             return _folder(Path(name).expanduser(), split)
     raise UserError(f"--data {spec!r} is no text: give builtin:python, tfds:NAME or folder:PATH, which may be a file")
+
+
+def held_out_documents(data: str, eval_data: str = "", *, data_dir: str = "") -> Documents:
+    """What is measured on: what `eval_data` names, see `taken_whole`, and where it is empty the held-out part of `data`; both are specs of `open_documents`."""
+    folder = taken_whole(eval_data)
+    if folder is None:
+        return open_documents(eval_data or data, "test", data_dir=data_dir)
+    files = _files(folder)
+    return Documents(lambda index: _text(files[index]), len(files))
 
 
 def _standard_library(split: Split) -> Documents:

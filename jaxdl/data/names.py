@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32
 
-from jaxdl.data.sources import Split
+from jaxdl.data.sources import Split, taken_whole
 from jaxdl.errors import UserError, unknown
 
 CLDR_LANGUAGES = (
@@ -31,14 +31,15 @@ class Names:
     A fifth of the distinct names is held out, by a fixed seed. Whoever bears a name, it is on one side only: what was learned by heart does not help.
     """
 
-    def __init__(self, entries: Iterable[tuple[str, str]], split: Split):
-        """`entries` are pairs of a name and its language; repetitions count once."""
+    def __init__(self, entries: Iterable[tuple[str, str]], split: Split | None):
+        """`entries` are pairs of a name and its language; repetitions count once. Without a `split` they are all there."""
         entries = sorted(set(entries))
         self.classes = tuple(sorted({language for _, language in entries}))
         distinct = sorted({name for name, _ in entries})
         order = np.random.default_rng(0).permutation(len(distinct))
         held_out = {distinct[index] for index in order[: round(TEST_SHARE * len(distinct))]}
-        entries = [(name, language) for name, language in entries if (name in held_out) == (split == "test")]
+        if split is not None:
+            entries = [(name, language) for name, language in entries if (name in held_out) == (split == "test")]
         self.names = [name for name, _ in entries]
         self.labels = np.array([self.classes.index(language) for _, language in entries], np.int32)
 
@@ -103,6 +104,12 @@ def open_names(spec: str, split: Split) -> Names:
         case "folder", str(path) if path:
             return Names(read_names(Path(path).expanduser()), split)
     raise UserError(f"--data {spec!r} is no data set of names: give builtin:names, or folder:PATH with files LANGUAGE.txt")
+
+
+def held_out_names(data: str, eval_data: str = "") -> Names:
+    """What is measured on: what `eval_data` names, see `taken_whole`, and where it is empty the held-out part of `data`; both are specs of `open_names`."""
+    folder = taken_whole(eval_data)
+    return open_names(eval_data or data, "test") if folder is None else Names(read_names(folder), None)
 
 
 class Alphabet:

@@ -59,16 +59,17 @@ def open_source(
     raise UserError(f"--data {spec!r} is no data set: give builtin:NAME, tfds:NAME[/CONFIG][:VERSION] or folder:PATH")
 
 
-def open_held_out(data: str, eval_data: str = "", **how: Any) -> Source:
-    """What is measured on: what `eval_data` names, and where it is empty the held-out part of `data`. `how` are the keywords of `open_source`.
-
-    A folder that `eval_data` names is taken as it is, unless it has a sub-folder `train`: then what is held out of that is meant.
-    """
+def taken_whole(eval_data: str) -> Path | None:
+    """The folder that `eval_data` names, all of which is measured on. None for other specs, and for a folder with a sub-folder `train`: of these the held-out part is meant."""
     kind, _, name = eval_data.partition(":")
     path = Path(name).expanduser()
-    if kind == "folder" and name and not (path / "train").is_dir():
-        return open_folder(path)
-    return open_source(eval_data or data, "test", **how)
+    return path if kind == "folder" and name and not (path / "train").is_dir() else None
+
+
+def open_held_out(data: str, eval_data: str = "", **how: Any) -> Source:
+    """What is measured on: what `eval_data` names, see `taken_whole`, and where it is empty the held-out part of `data`. `how` are the keywords of `open_source`."""
+    folder = taken_whole(eval_data)
+    return open_source(eval_data or data, "test", **how) if folder is None else open_folder(folder)
 
 
 def open_told(data: str, eval_data: str, wanted: Callable[[dict[str, tuple]], bool], **how: Any) -> tuple[Source, Source]:

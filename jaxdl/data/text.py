@@ -103,7 +103,10 @@ class Tokenizer(abc.ABC):
     def of_characters(texts: Iterable[str]) -> "Tokenizer":
         """One token for each character that is in the texts; others become U+FFFD, the character for what cannot be shown. Nothing of a text is changed."""
         marks = [_PAD, _END, "\N{REPLACEMENT CHARACTER}"]
-        characters = sorted(set().union(*texts) - set(marks))
+        found: set[str] = set()
+        for text in texts:  # One after another: they may be more than memory holds.
+            found.update(text)
+        characters = sorted(found - set(marks))
         if not characters:
             raise UserError("there is no text to take characters from")
         vocabulary = {token: index for index, token in enumerate(marks + characters)}

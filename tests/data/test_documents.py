@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxdl.data.documents import Windows, open_documents, some_documents, tokens_of, write_tokens
+from jaxdl.data.documents import Windows, held_out_documents, open_documents, some_documents, tokens_of, write_tokens
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
 
@@ -29,6 +29,19 @@ def test_a_folder_may_have_a_split_of_its_own(tmp_path):
         (tmp_path / name).write_text(text)
     assert sorted(open_documents(f"folder:{tmp_path}", "train")) == ["abc", "def"]
     assert list(open_documents(f"folder:{tmp_path}", "test")) == ["ghi"]
+
+
+def test_a_text_to_measure_on_is_read_whole_where_it_is_named(tmp_path):
+    for name in ("train/one.txt", "val/two.txt", "book.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{name:0>20}")
+    for data, eval_data, texts in (
+        ("builtin:python", "folder:{}/book.txt", ["000000000000book.txt"]),
+        ("builtin:python", "folder:{}/val", ["000000000val/two.txt"]),
+        ("builtin:python", "folder:{}", ["000000000val/two.txt"]),
+        ("folder:{}/book.txt", "", ["xt"]),
+    ):
+        assert list(held_out_documents(data.format(tmp_path), eval_data.format(tmp_path))) == texts
 
 
 def test_a_text_is_read_when_it_is_asked_for_and_not_before(tmp_path):

@@ -8,7 +8,7 @@ from babel import Locale
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdl.data.names import CLDR_LANGUAGES, Alphabet, Names, cldr_names, normalise, open_names
+from jaxdl.data.names import CLDR_LANGUAGES, Alphabet, Names, cldr_names, held_out_names, normalise, open_names
 from jaxdl.errors import UserError
 
 
@@ -66,6 +66,13 @@ def test_the_split_is_always_the_same_and_does_not_know_the_order():
     entries = [(f"n{index}", "ab"[index % 2]) for index in range(40)]
     assert Names(entries, "test").names == Names(entries[::-1] * 2, "test").names
     assert len(Names(entries, "test")) == 8
+
+
+def test_lists_to_measure_on_are_taken_whole(tmp_path):
+    names = [f"{chr(ord('a') + index)}k" for index in range(20)]
+    spec = write(tmp_path, Danish=names, Swedish=["Ek"])
+    assert len(held_out_names("builtin:names", spec)) == 21
+    assert len(held_out_names(spec)) == len(open_names(spec, "test")) == 4
 
 
 def test_spellings_that_look_alike_are_one():
