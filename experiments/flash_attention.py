@@ -70,6 +70,8 @@ class Config:
     """Keys that a query sees in the case `window`, itself included."""
     documents: Annotated[int, Ge(1)] = 8
     """Sequences that are packed into one in the case `packed`, of different lengths."""
+    process: Literal["plain", "jaxdl"] = "plain"
+    """What they find on a CPU: memory and vectors as every program does that sets nothing, or as this library's experiments set them (`jaxdl.launch.keep_freed_memory`, `take_wide_vectors`)."""
     repeats: Annotated[int, Ge(1)] = 7
     """Measurements of each, of which the median counts."""
     milliseconds: Annotated[int, Ge(0)] = 10
@@ -353,6 +355,10 @@ class Measurement(launch.Experiment):
     @property
     def config_class(self) -> type[Config]:
         return Config
+
+    def set_up(self, config: Config) -> None:
+        if config.process == "jaxdl":
+            super().set_up(config)
 
 
 EXPERIMENT = Measurement(
