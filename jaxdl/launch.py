@@ -144,7 +144,7 @@ class Experiment:
     def config_class(self) -> type[Config]:
         return type(self.presets["default"])
 
-    def set_up(self, config: Config) -> None:
+    def set_up(self, config: Any) -> None:
         """What a CPU computes faster with. Called before jax computes anything."""
         keep_freed_memory()
         take_wide_vectors()

@@ -24,6 +24,7 @@ from experiments._attention.implementations import Absent, Candidate, Pass
 from experiments._attention.shapes import PASSES, Shape, cut, draw
 from experiments._attention.timing import Times, time_in_turns
 from experiments.flash_attention import PRESETS, Config
+from jaxdl import launch
 from jaxdl.errors import RunError, UserError
 from jaxdl.training import Execution
 from pallas_kernels.attention import mosaic_gpu_tiles
@@ -66,6 +67,15 @@ def test_the_preset_for_hopper_is_the_protocol_of_the_goals() -> None:
     # Each goal speaks of shapes that are measured.
     for goal in goals.GOALS["gpu"]:
         assert goals.judge(goal, [], {}, points)["why"] != "this run has no such shape"
+
+
+@pytest.mark.parametrize(("process", "settings"), [("plain", []), ("jaxdl", ["keep_freed_memory", "take_wide_vectors"])])
+def test_a_plain_process_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch, process: str, settings: list[str]) -> None:
+    called: list[str] = []
+    for name in ("keep_freed_memory", "take_wide_vectors"):
+        monkeypatch.setattr(launch, name, functools.partial(called.append, name))
+    flash_attention.EXPERIMENT.set_up(Config(process=process))
+    assert called == settings
 
 
 @pytest.mark.parametrize("case", ["full", "causal", "window", "packed"])
