@@ -287,7 +287,7 @@ EXPERIMENT = launch.Experiment(
     summary="A Transformer learns to go on with a text, token by token.",
     paper="Radford et al. 2019, Language Models are Unsupervised Multitask Learners (GPT-2)",
     result="2.24 bits a character on modules of Python's standard library that it has not read",
-    minutes=2.5,
+    minutes=2,
     presets=PRESETS,
     main=main,
 )

@@ -378,7 +378,7 @@ EXPERIMENT = launch.Experiment(
     summary="An image and a text tower learn which pictures and texts belong together, pair by pair.",
     paper="Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training, arXiv:2303.15343",
     result="recall@1 of 0.75 both ways among 256 held-out pictures, zero-shot colour and shape of 1.00",
-    minutes=2.5,
+    minutes=2,
     presets=PRESETS,
     main=main,
 )
