@@ -122,6 +122,22 @@ def test_a_measurement_has_as_many_calls_as_make_it_long_and_few_measurements_wh
     np.testing.assert_allclose(found["long"].seconds, [2.0] * 2)
 
 
+def test_what_one_leaves_to_the_next_in_turn_is_not_counted() -> None:
+    """Each call of the one costs the other's next call a second."""
+    clock, debts = Clock(), []
+
+    def careless(calls: int) -> None:
+        clock.now += 4 * calls
+        debts.append(1)
+
+    def careful(calls: int) -> None:
+        clock.now += 2 * calls + len(debts)
+        debts.clear()
+
+    found = time_in_turns({"careless": Pass(careless), "careful": Pass(careful)}, 3, 100.0, 0.0, clock)
+    assert found["careless"].seconds == [4] * 3 and found["careful"].seconds == [2] * 3
+
+
 def test_what_fails_while_it_is_timed_fails_alone() -> None:
     clock, calls = Clock(), []
 
