@@ -32,41 +32,42 @@ def forward(spec: Spec, operands: Operands, *, interpret: bool = False) -> tuple
     """The output `B T N H` and lse `B N T`; see `problem`."""
     tiles = _Tiles(spec, operands, spec.block_sizes.query, spec.block_sizes.key)
     plan = _Plan(tiles.states)
-    queries, keys, values = (
-        tiles.split_queries(operands.query * tiles.early),
-        tiles.split_keys(operands.key),
-        tiles.split_keys(operands.value),
-    )
     # Finite, so that subtracting it never makes a NaN; the least, so that an additive mask of this value still counts as a logit.
     lowest = jnp.finfo(tiles.dtype).min
 
-    def row(step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        group, i = step // tiles.rows, step % tiles.rows
-        query = queries[group, i]
+    def group_of_streams(results: tuple[jax.Array, jax.Array], group: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        queries, keys, values = tiles.of_group(operands.query, operands.key, operands.value, group)
 
-        def tile(j: jax.Array, carry: tuple[jax.Array, ...], masked: bool) -> tuple[jax.Array, ...]:
-            accumulated, highest, total = carry
-            key, value = _isolated(keys[group, j], values[group, j]) if masked else (keys[group, j], values[group, j])
-            logits, _ = tiles.logits(group, i, j, query, key, masked)
-            new_highest = jnp.maximum(highest, logits.max(-1))
-            weights = jnp.exp(logits - new_highest[..., None])
-            shrink = jnp.exp(highest - new_highest)
-            total = shrink * total + weights.sum(-1)
-            update = tiles.dot("pqk,pkh->pqh", weights.astype(value.dtype), value)
-            return shrink[..., None] * accumulated + update, new_highest, total
+        def row(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+            query = queries[i]
 
-        shape = query.shape[:-1]
-        sinks = None if operands.sinks is None else tiles.sinks(group)
-        highest = tiles.full(shape, lowest) if sinks is None else jnp.broadcast_to(jnp.maximum(sinks, lowest), shape)
-        total = tiles.full(shape) if sinks is None else jnp.exp(sinks - highest)
-        carry = tiles.full(query.shape), highest, total
-        accumulated, highest, total = plan.visit(tiles.batch(group), i, tile, carry)
-        nothing = total == 0
-        out = accumulated / jnp.where(nothing, 1, total)[..., None]
-        return out.astype(query.dtype), jnp.where(nothing, -jnp.inf, highest + jnp.log(total))
+            def tile(j: jax.Array, carry: tuple[jax.Array, ...], masked: bool) -> tuple[jax.Array, ...]:
+                accumulated, highest, total = carry
+                key, value = _isolated(keys[j], values[j]) if masked else (keys[j], values[j])
+                logits, _ = tiles.logits(group, i, j, query, key, masked)
+                new_highest = jnp.maximum(highest, logits.max(-1))
+                weights = jnp.exp(logits - new_highest[..., None])
+                shrink = jnp.exp(highest - new_highest)
+                total = shrink * total + weights.sum(-1)
+                update = tiles.dot("pqk,pkh->pqh", weights.astype(value.dtype), value)
+                return shrink[..., None] * accumulated + update, new_highest, total
 
-    out, lse = lax.map(row, jnp.arange(tiles.groups * tiles.rows, dtype=jnp.int32))
-    return tiles.join_queries(out), tiles.join_queries(lse)[..., 0].swapaxes(1, 2)
+            shape = query.shape[:-1]
+            sinks = None if operands.sinks is None else tiles.sinks(group)
+            highest = tiles.full(shape, lowest) if sinks is None else jnp.broadcast_to(jnp.maximum(sinks, lowest), shape)
+            total = tiles.full(shape) if sinks is None else jnp.exp(sinks - highest)
+            carry = tiles.full(query.shape), highest, total
+            accumulated, highest, total = plan.visit(tiles.batch(group), i, tile, carry)
+            nothing = total == 0
+            out = accumulated / jnp.where(nothing, 1, total)[..., None]
+            return out.astype(query.dtype), jnp.where(nothing, -jnp.inf, highest + jnp.log(total))[..., None]
+
+        found = lax.map(row, tiles.indices(tiles.rows))
+        return tuple(tiles.put_queries(whole, part, group) for whole, part in zip(results, found)), None
+
+    results = tiles.full(operands.query.shape, dtype=operands.query.dtype), tiles.full((*operands.query.shape[:3], 1))
+    (out, lse), _ = lax.scan(group_of_streams, results, tiles.indices(tiles.groups))
+    return out, lse[..., 0].swapaxes(1, 2)
 
 
 def backward(
@@ -87,32 +88,24 @@ def backward(
     delta = (out.astype(dtype) * d_out.astype(dtype)).sum(-1)
     if d_lse is not None:
         delta -= d_lse.swapaxes(1, 2).astype(dtype)
-    queries, keys, values = (
-        tiles.split_queries(operands.query * tiles.early),
-        tiles.split_keys(operands.key),
-        tiles.split_keys(operands.value),
-    )
-    d_outs, deltas = tiles.split_queries(d_out), tiles.split_queries(delta)
-    lses = tiles.split_queries(lse.swapaxes(1, 2), fill=jnp.inf)
+    lse = lse.swapaxes(1, 2)
 
-    def group_of_streams(extras: Any, group: jax.Array) -> tuple[Any, tuple[jax.Array, ...]]:
+    def group_of_streams(carry: Any, group: jax.Array) -> tuple[Any, None]:
+        results, extras = carry
+        queries, keys, values = tiles.of_group(operands.query, operands.key, operands.value, group)
+        d_outs, deltas, lses = (tiles.queries_of(x, group, fill) for x, fill in ((d_out, 0), (delta, 0), (lse, jnp.inf)))
+
         def column(carry: Any, j: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:
             def tile(i: jax.Array, carry: Any, masked: bool) -> Any:
                 d_query, d_key, d_value, extras = carry
-                query, key, value, d_out, lse = (
-                    queries[group, i],
-                    keys[group, j],
-                    values[group, j],
-                    d_outs[group, i],
-                    lses[group, i],
-                )
+                query, key, value, d_out, lse = queries[i], keys[j], values[j], d_outs[i], lses[i]
                 if masked:
                     lse = jnp.where(_finite(d_out), lse, jnp.nan)
                     query, key, value, d_out = map(_cleaned, (query, key, value, d_out))
                 logits, slope = tiles.logits(group, i, j, query, key, masked)
                 weights = tiles.weights(group, i, j, logits, lse, masked)
                 d_value += tiles.dot("pqh,pqk->phk", d_out, weights.astype(d_out.dtype))
-                d_logits = weights * (tiles.dot("pqh,pkh->pqk", d_out, value) - deltas[group, i][..., None])
+                d_logits = weights * (tiles.dot("pqh,pkh->pqk", d_out, value) - deltas[i][..., None])
                 if masked:
                     d_logits = tiles.hide(group, i, j, d_logits)
                 extras = tiles.add_extras(extras, group, i, j, d_logits)
@@ -126,14 +119,17 @@ def backward(
             d_query, d_key, d_value, extras = plan.visit(tiles.batch(group), j, tile, (d_query, zeros, zeros, extras))
             return (d_query, extras), tuple(x.swapaxes(1, 2).astype(keys.dtype) for x in (d_key, d_value))
 
-        (d_query, extras), d_keys = lax.scan(
-            column, (tiles.full(queries.shape[1:]), extras), jnp.arange(tiles.columns, dtype=jnp.int32)
+        (d_query, extras), (d_key, d_value) = lax.scan(
+            column, (tiles.full(queries.shape), extras), tiles.indices(tiles.columns)
         )
-        return extras, ((d_query * tiles.early).astype(keys.dtype), *d_keys)
+        d_query = (d_query * tiles.early).astype(keys.dtype)
+        puts = tiles.put_queries, tiles.put_keys, tiles.put_keys
+        results = tuple(put(whole, part, group) for put, whole, part in zip(puts, results, (d_query, d_key, d_value)))
+        return (results, extras), None
 
-    extras, (d_query, d_key, d_value) = lax.scan(group_of_streams, tiles.no_extras(), jnp.arange(tiles.groups, dtype=jnp.int32))
-    d_bias, d_slopes = tiles.join_extras(extras)
-    return Gradients(tiles.join_queries(d_query), tiles.join_keys(d_key), tiles.join_keys(d_value), d_bias, d_slopes)
+    results = tuple(tiles.full(x.shape, dtype=x.dtype) for x in operands[:3])
+    (results, extras), _ = lax.scan(group_of_streams, (results, tiles.no_extras()), tiles.indices(tiles.groups))
+    return Gradients(*results, *tiles.join_extras(extras))
 
 
 def tangents(
@@ -146,48 +142,49 @@ def tangents(
     tiles = _Tiles(spec, operands, spec.block_sizes.query, spec.block_sizes.key)
     plan = _Plan(tiles.states)
     dtype = tiles.dtype
-    queries, keys, values = (
-        tiles.split_queries(operands.query * tiles.early),
-        tiles.split_keys(operands.key),
-        tiles.split_keys(operands.value),
-    )
     lse = _safe(lse)
-    lses = tiles.split_queries(lse.swapaxes(1, 2), fill=jnp.inf)
     moving = d_operands._replace(bias=tiles.split_pairs(d_operands.bias))
-    d_queries = None if moving.query is None else tiles.split_queries(moving.query * tiles.early)
-    d_keys, d_values = (None if x is None else tiles.split_keys(x) for x in (moving.key, moving.value))
 
-    def row(step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        group, i = step // tiles.rows, step % tiles.rows
-        query = queries[group, i]
+    def group_of_streams(results: tuple[jax.Array, jax.Array], group: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        queries, keys, values = tiles.of_group(operands.query, operands.key, operands.value, group)
+        lses = tiles.queries_of(lse.swapaxes(1, 2), group, jnp.inf)
+        d_queries, d_keys, d_values = tiles.of_group(moving.query, moving.key, moving.value, group)
 
-        def tile(j: jax.Array, carry: tuple[jax.Array, jax.Array], masked: bool) -> tuple[jax.Array, jax.Array]:
-            accumulated, d_lse = carry
-            key, value = _isolated(keys[group, j], values[group, j]) if masked else (keys[group, j], values[group, j])
-            logits, slope = tiles.logits(group, i, j, query, key, masked)
-            weights = tiles.weights(group, i, j, logits, lses[group, i], masked)
-            d_products = jnp.zeros_like(logits)
-            if d_queries is not None:
-                d_products += tiles.dot("pqh,pkh->pqk", d_queries[group, i], key)
-            if d_keys is not None:
-                d_products += tiles.dot("pqh,pkh->pqk", query, d_keys[group, j])
-            d_value = None if d_values is None else d_values[group, j]
-            if masked and d_value is not None:
-                d_products = jnp.where(_finite(d_value)[:, None], d_products, jnp.nan)
-                d_value = _cleaned(d_value)
-            weighted = weights * tiles.add_tangents(moving, group, i, j, d_products * slope)
-            if masked:
-                weighted = tiles.hide(group, i, j, weighted)
-            accumulated += tiles.dot("pqk,pkh->pqh", weighted.astype(value.dtype), value)
-            if d_value is not None:
-                accumulated += tiles.dot("pqk,pkh->pqh", weights.astype(value.dtype), d_value)
-            return accumulated, d_lse + weighted.sum(-1)
+        def row(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+            query = queries[i]
 
-        carry = tiles.full(query.shape), tiles.full(query.shape[:-1])
-        return plan.visit(tiles.batch(group), i, tile, carry)
+            def tile(j: jax.Array, carry: tuple[jax.Array, jax.Array], masked: bool) -> tuple[jax.Array, jax.Array]:
+                accumulated, d_lse = carry
+                key, value = _isolated(keys[j], values[j]) if masked else (keys[j], values[j])
+                logits, slope = tiles.logits(group, i, j, query, key, masked)
+                weights = tiles.weights(group, i, j, logits, lses[i], masked)
+                d_products = jnp.zeros_like(logits)
+                if d_queries is not None:
+                    d_products += tiles.dot("pqh,pkh->pqk", d_queries[i], key)
+                if d_keys is not None:
+                    d_products += tiles.dot("pqh,pkh->pqk", query, d_keys[j])
+                d_value = None if d_values is None else d_values[j]
+                if masked and d_value is not None:
+                    d_products = jnp.where(_finite(d_value)[:, None], d_products, jnp.nan)
+                    d_value = _cleaned(d_value)
+                weighted = weights * tiles.add_tangents(moving, group, i, j, d_products * slope)
+                if masked:
+                    weighted = tiles.hide(group, i, j, weighted)
+                accumulated += tiles.dot("pqk,pkh->pqh", weighted.astype(value.dtype), value)
+                if d_value is not None:
+                    accumulated += tiles.dot("pqk,pkh->pqh", weights.astype(value.dtype), d_value)
+                return accumulated, d_lse + weighted.sum(-1)
 
-    accumulated, d_lse = lax.map(row, jnp.arange(tiles.groups * tiles.rows, dtype=jnp.int32))
-    accumulated, d_lse = tiles.join_queries(accumulated), tiles.join_queries(d_lse)[..., 0]
+            carry = tiles.full(query.shape), tiles.full(query.shape[:-1])
+            accumulated, d_lse = plan.visit(tiles.batch(group), i, tile, carry)
+            return accumulated, d_lse[..., None]
+
+        found = lax.map(row, tiles.indices(tiles.rows))
+        return tuple(tiles.put_queries(whole, part, group) for whole, part in zip(results, found)), None
+
+    results = tiles.full(operands.query.shape), tiles.full((*operands.query.shape[:3], 1))
+    (accumulated, d_lse), _ = lax.scan(group_of_streams, results, tiles.indices(tiles.groups))
+    d_lse = d_lse[..., 0]
     if d_operands.sinks is not None:
         weight = jnp.exp(operands.sinks.astype(dtype)[:, None] - lse).swapaxes(1, 2)
         d_lse += weight * d_operands.sinks.astype(dtype)
@@ -220,7 +217,7 @@ class _Plan:
 class _Tiles:
     """The operands cut into tiles, and what a tile needs to know.
 
-    An array of queries becomes `groups rows P G·bq …`, one of keys `groups columns P bk …`, so that what a step of the loop reads is contiguous. What depends on a pair of query and key is worked out in five axes, `shape`.
+    Of each group of streams, an array of queries becomes `rows P G·bq …`, one of keys `columns P bk …`, so that what a step of the loop reads is contiguous: of one group at a time, as a copy of everything would be as large as the operands. What depends on a pair of query and key is worked out in five axes, `shape`.
     """
 
     def __init__(self, spec: Spec, operands: Operands, block_q: int | None, block_kv: int | None) -> None:
@@ -250,36 +247,47 @@ class _Tiles:
 
     # From `B T N …`, `B S K …` and `B N T S` to tiles and back.
 
-    def split_queries(self, x: jax.Array, fill: float = 0) -> jax.Array:
-        x, rest = _pad(x, 1, self.bq, fill), x.shape[3:]
-        batches, key_heads = self.together
-        x = x.reshape(-1, batches, self.rows, self.bq, self.key_heads // key_heads, key_heads, self.heads, *rest)
-        x = x.transpose(0, 4, 2, 1, 5, 6, 3, *range(7, x.ndim))
-        return x.reshape(self.groups, self.rows, self.streams, self.heads * self.bq, *rest)
+    def of_group(
+        self, query: jax.Array | None, key: jax.Array | None, value: jax.Array | None, group: jax.Array
+    ) -> tuple[jax.Array | None, ...]:
+        """The tiles of the group, the queries scaled."""
+        query = None if query is None else self.queries_of(query, group) * self.early
+        return query, *(None if x is None else self.keys_of(x, group) for x in (key, value))
 
-    def join_queries(self, x: jax.Array) -> jax.Array:
-        """The last axis is 1 where a query has one number."""
-        x = x.reshape(
-            -1,
-            self.key_heads // self.together[1],
-            self.rows,
-            *self.together,
-            self.heads,
-            self.bq,
-            x.size // (self.groups * self.rows * self.streams * self.heads * self.bq),
-        )
-        x = x.transpose(0, 3, 2, 6, 1, 4, 5, 7)
-        return x.reshape(self.batches, self.rows * self.bq, self.num_heads, -1)[:, : self.queries]
+    def queries_of(self, x: jax.Array, group: jax.Array, fill: float = 0) -> jax.Array:
+        x, rest = _pad(self.slice(x, group), 1, self.bq, fill), x.shape[3:]
+        x = x.reshape(self.together[0], self.rows, self.bq, self.together[1], self.heads, *rest)
+        x = x.transpose(1, 0, 3, 4, 2, *range(5, x.ndim))
+        return x.reshape(self.rows, self.streams, self.heads * self.bq, *rest)
 
-    def split_keys(self, x: jax.Array) -> jax.Array:
-        batches, key_heads = self.together
-        x = _pad(x, 1, self.bk).reshape(-1, batches, self.columns, self.bk, self.key_heads // key_heads, key_heads, self.width)
-        return x.transpose(0, 4, 2, 1, 5, 3, 6).reshape(self.groups, self.columns, self.streams, self.bk, self.width)
+    def put_queries(self, whole: jax.Array, tiles: jax.Array, group: jax.Array) -> jax.Array:
+        """`whole`, `B T N …`, with the group's tiles in their place."""
+        x = tiles.reshape(self.rows, *self.together, self.heads, self.bq, whole.shape[3])
+        x = x.transpose(1, 0, 4, 2, 3, 5).reshape(self.together[0], self.rows * self.bq, -1, whole.shape[3])
+        return lax.dynamic_update_slice(whole, x[:, : self.queries], self.start(whole, group))
 
-    def join_keys(self, x: jax.Array) -> jax.Array:
-        x = x.reshape(-1, self.key_heads // self.together[1], self.columns, *self.together, self.bk, self.width)
-        x = x.transpose(0, 3, 2, 5, 1, 4, 6).reshape(self.batches, self.columns * self.bk, self.key_heads, self.width)
-        return x[:, : self.keys]
+    def keys_of(self, x: jax.Array, group: jax.Array) -> jax.Array:
+        x = _pad(self.slice(x, group), 1, self.bk).reshape(self.together[0], self.columns, self.bk, self.together[1], self.width)
+        return x.transpose(1, 0, 3, 2, 4).reshape(self.columns, self.streams, self.bk, self.width)
+
+    def put_keys(self, whole: jax.Array, tiles: jax.Array, group: jax.Array) -> jax.Array:
+        x = tiles.reshape(self.columns, *self.together, self.bk, self.width)
+        x = x.transpose(1, 0, 3, 2, 4).reshape(self.together[0], self.columns * self.bk, -1, self.width)
+        return lax.dynamic_update_slice(whole, x[:, : self.keys], self.start(whole, group))
+
+    def slice(self, x: jax.Array, group: jax.Array) -> jax.Array:
+        """From `B T N …` or `B S K …` the batches and heads of the group."""
+        size = self.together[0], x.shape[1], x.shape[2] * self.together[1] // self.key_heads, *x.shape[3:]
+        return lax.dynamic_slice(x, self.start(x, group), size)
+
+    def start(self, x: jax.Array, group: jax.Array) -> list[jax.Array]:
+        """Where that begins."""
+        splits = self.key_heads // self.together[1]
+        start = group // splits * self.together[0], 0, group % splits * (x.shape[2] // splits), *[0] * (x.ndim - 3)
+        return [jnp.int32(each) for each in start]
+
+    def indices(self, count: int) -> jax.Array:
+        return jnp.arange(count, dtype=jnp.int32)
 
     def split_pairs(self, x: jax.Array | None) -> jax.Array | None:
         """`B K G rows·bq columns·bk`, each 1 where it was."""
@@ -316,9 +324,9 @@ class _Tiles:
 
     # One tile.
 
-    def full(self, shape: tuple[int, ...], value: float = 0) -> jax.Array:
+    def full(self, shape: tuple[int, ...], value: float = 0, dtype: Any = None) -> jax.Array:
         """Where sums start. Like the queries, it may differ from device to device: within a `shard_map` a loop has to know that from the start."""
-        return jnp.full_like(self.operands.query, value, self.dtype, shape=shape)
+        return jnp.full_like(self.operands.query, value, dtype or self.dtype, shape=shape)
 
     def dot(self, subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.einsum(subscripts, a, b, precision=self.spec.precision, preferred_element_type=self.dtype)
