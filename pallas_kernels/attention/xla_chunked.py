@@ -62,11 +62,11 @@ def forward(spec: Spec, operands: Operands, *, interpret: bool = False) -> tuple
             out = accumulated / jnp.where(nothing, 1, total)[..., None]
             return out.astype(query.dtype), jnp.where(nothing, -jnp.inf, highest + jnp.log(total))[..., None]
 
-        found = lax.map(row, tiles.indices(tiles.rows))
+        found = lax.map(row, _indices(tiles.rows))
         return tuple(tiles.put_queries(whole, part, group) for whole, part in zip(results, found)), None
 
     results = tiles.full(operands.query.shape, dtype=operands.query.dtype), tiles.full((*operands.query.shape[:3], 1))
-    (out, lse), _ = lax.scan(group_of_streams, results, tiles.indices(tiles.groups))
+    (out, lse), _ = lax.scan(group_of_streams, results, _indices(tiles.groups))
     return out, lse[..., 0].swapaxes(1, 2)
 
 
@@ -119,16 +119,14 @@ def backward(
             d_query, d_key, d_value, extras = plan.visit(tiles.batch(group), j, tile, (d_query, zeros, zeros, extras))
             return (d_query, extras), tuple(x.swapaxes(1, 2).astype(keys.dtype) for x in (d_key, d_value))
 
-        (d_query, extras), (d_key, d_value) = lax.scan(
-            column, (tiles.full(queries.shape), extras), tiles.indices(tiles.columns)
-        )
+        (d_query, extras), (d_key, d_value) = lax.scan(column, (tiles.full(queries.shape), extras), _indices(tiles.columns))
         d_query = (d_query * tiles.early).astype(keys.dtype)
         puts = tiles.put_queries, tiles.put_keys, tiles.put_keys
         results = tuple(put(whole, part, group) for put, whole, part in zip(puts, results, (d_query, d_key, d_value)))
         return (results, extras), None
 
     results = tuple(tiles.full(x.shape, dtype=x.dtype) for x in operands[:3])
-    (results, extras), _ = lax.scan(group_of_streams, (results, tiles.no_extras()), tiles.indices(tiles.groups))
+    (results, extras), _ = lax.scan(group_of_streams, (results, tiles.no_extras()), _indices(tiles.groups))
     return Gradients(*results, *tiles.join_extras(extras))
 
 
@@ -179,11 +177,11 @@ def tangents(
             accumulated, d_lse = plan.visit(tiles.batch(group), i, tile, carry)
             return accumulated, d_lse[..., None]
 
-        found = lax.map(row, tiles.indices(tiles.rows))
+        found = lax.map(row, _indices(tiles.rows))
         return tuple(tiles.put_queries(whole, part, group) for whole, part in zip(results, found)), None
 
     results = tiles.full(operands.query.shape), tiles.full((*operands.query.shape[:3], 1))
-    (accumulated, d_lse), _ = lax.scan(group_of_streams, results, tiles.indices(tiles.groups))
+    (accumulated, d_lse), _ = lax.scan(group_of_streams, results, _indices(tiles.groups))
     d_lse = d_lse[..., 0]
     if d_operands.sinks is not None:
         weight = jnp.exp(operands.sinks.astype(dtype)[:, None] - lse).swapaxes(1, 2)
@@ -255,7 +253,7 @@ class _Tiles:
         return query, *(None if x is None else self.keys_of(x, group) for x in (key, value))
 
     def queries_of(self, x: jax.Array, group: jax.Array, fill: float = 0) -> jax.Array:
-        x, rest = _pad(self.slice(x, group), 1, self.bq, fill), x.shape[3:]
+        x, rest = _pad(self.of_streams(x, group), 1, self.bq, fill), x.shape[3:]
         x = x.reshape(self.together[0], self.rows, self.bq, self.together[1], self.heads, *rest)
         x = x.transpose(1, 0, 3, 4, 2, *range(5, x.ndim))
         return x.reshape(self.rows, self.streams, self.heads * self.bq, *rest)
@@ -264,30 +262,29 @@ class _Tiles:
         """`whole`, `B T N …`, with the group's tiles in their place."""
         x = tiles.reshape(self.rows, *self.together, self.heads, self.bq, whole.shape[3])
         x = x.transpose(1, 0, 4, 2, 3, 5).reshape(self.together[0], self.rows * self.bq, -1, whole.shape[3])
-        return lax.dynamic_update_slice(whole, x[:, : self.queries], self.start(whole, group))
+        return lax.dynamic_update_slice(whole, x[:, : self.queries], self.start_of(whole, group))
 
     def keys_of(self, x: jax.Array, group: jax.Array) -> jax.Array:
-        x = _pad(self.slice(x, group), 1, self.bk).reshape(self.together[0], self.columns, self.bk, self.together[1], self.width)
+        x = _pad(self.of_streams(x, group), 1, self.bk).reshape(
+            self.together[0], self.columns, self.bk, self.together[1], self.width
+        )
         return x.transpose(1, 0, 3, 2, 4).reshape(self.columns, self.streams, self.bk, self.width)
 
     def put_keys(self, whole: jax.Array, tiles: jax.Array, group: jax.Array) -> jax.Array:
         x = tiles.reshape(self.columns, *self.together, self.bk, self.width)
         x = x.transpose(1, 0, 3, 2, 4).reshape(self.together[0], self.columns * self.bk, -1, self.width)
-        return lax.dynamic_update_slice(whole, x[:, : self.keys], self.start(whole, group))
+        return lax.dynamic_update_slice(whole, x[:, : self.keys], self.start_of(whole, group))
 
-    def slice(self, x: jax.Array, group: jax.Array) -> jax.Array:
-        """From `B T N …` or `B S K …` the batches and heads of the group."""
+    def of_streams(self, x: jax.Array, group: jax.Array) -> jax.Array:
+        """From `B T N …` or `B S K …` that of the streams of the group."""
         size = self.together[0], x.shape[1], x.shape[2] * self.together[1] // self.key_heads, *x.shape[3:]
-        return lax.dynamic_slice(x, self.start(x, group), size)
+        return lax.dynamic_slice(x, self.start_of(x, group), size)
 
-    def start(self, x: jax.Array, group: jax.Array) -> list[jax.Array]:
+    def start_of(self, x: jax.Array, group: jax.Array) -> list[jax.Array]:
         """Where that begins."""
         splits = self.key_heads // self.together[1]
         start = group // splits * self.together[0], 0, group % splits * (x.shape[2] // splits), *[0] * (x.ndim - 3)
         return [jnp.int32(each) for each in start]
-
-    def indices(self, count: int) -> jax.Array:
-        return jnp.arange(count, dtype=jnp.int32)
 
     def split_pairs(self, x: jax.Array | None) -> jax.Array | None:
         """`B K G rows·bq columns·bk`, each 1 where it was."""
@@ -473,6 +470,11 @@ def _block(length: int, most: int) -> int:
     """Blocks that divide the length as evenly as blocks of a multiple of 16 can."""
     count = -(-length // most)
     return length if count == 1 else -(-length // (16 * count)) * 16
+
+
+def _indices(count: int) -> jax.Array:
+    """In 32 bits with `jax_enable_x64` too."""
+    return jnp.arange(count, dtype=jnp.int32)
 
 
 def _pad(x: jax.Array, axis: int, block: int, fill: float = 0) -> jax.Array:
