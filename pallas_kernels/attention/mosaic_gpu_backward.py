@@ -162,7 +162,7 @@ def key_value_gradient_kernel(
 
     Everything is transposed: rows are keys, columns are queries. Where the registers suffice, each consumer has 64 keys of its own. Else both have the same 64 keys and compute the same weights, and each sums up its half of the columns.
     """
-    batches, keys, key_heads, width = key.shape
+    batches, _, key_heads, width = key.shape
     group, dtype = query.shape[2] // key_heads, query.dtype
     own = rows_of_keys(width, scores.plain) // ROWS
     panel = width * own // CONSUMERS
@@ -323,6 +323,7 @@ def key_value_gradient_kernel(
         "q_ring": Ring.scratch(stages, tiles, vector, *([ids] if segments else [])),
         "d_out_ring": Ring.scratch(stages, tiles, vector),
     }
-    grid = {"batch": batches, "head": key_heads, "line": pl.cdiv(keys, own * ROWS)}
+    # Of the keys that there are: the interpreter gets as many more as fill a block of the other kernels, which is two of this one's.
+    grid = {"batch": batches, "head": key_heads, "line": pl.cdiv(scores.keys, own * ROWS)}
     arrays = query, key, value, d_out, lse, delta, *(array for array in scores.extras if array is not None)
     return dialect.launch(attention_key_value_gradient, (key, value), scratch, grid)(*arrays)
