@@ -141,11 +141,12 @@ def tangents(
     plan = _Plan(tiles.states)
     dtype = tiles.dtype
     lse = _safe(lse)
+    lse_by_query = lse.swapaxes(1, 2)
     moving = d_operands._replace(bias=tiles.split_pairs(d_operands.bias))
 
     def group_of_streams(results: tuple[jax.Array, jax.Array], group: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         queries, keys, values = tiles.of_group(operands.query, operands.key, operands.value, group)
-        lses = tiles.queries_of(lse.swapaxes(1, 2), group, jnp.inf)
+        lses = tiles.queries_of(lse_by_query, group, jnp.inf)
         d_queries, d_keys, d_values = tiles.of_group(moving.query, moving.key, moving.value, group)
 
         def row(i: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -248,29 +249,32 @@ class _Tiles:
     def of_group(
         self, query: jax.Array | None, key: jax.Array | None, value: jax.Array | None, group: jax.Array
     ) -> tuple[jax.Array | None, ...]:
-        """The tiles of the group, the queries scaled."""
+        """The tiles of the group, the queries scaled; None of what is None."""
         query = None if query is None else self.queries_of(query, group) * self.early
         return query, *(None if x is None else self.keys_of(x, group) for x in (key, value))
 
     def queries_of(self, x: jax.Array, group: jax.Array, fill: float = 0) -> jax.Array:
+        """From `B T N …` the tiles `rows P G·bq …` of the group, with `fill` behind the last query."""
         x, rest = _pad(self.of_streams(x, group), 1, self.bq, fill), x.shape[3:]
         x = x.reshape(self.together[0], self.rows, self.bq, self.together[1], self.heads, *rest)
         x = x.transpose(1, 0, 3, 4, 2, *range(5, x.ndim))
         return x.reshape(self.rows, self.streams, self.heads * self.bq, *rest)
 
     def put_queries(self, whole: jax.Array, tiles: jax.Array, group: jax.Array) -> jax.Array:
-        """`whole`, `B T N …`, with the group's tiles in their place."""
+        """`whole`, `B T N H`, with these `rows P G·bq H` in the place of the group."""
         x = tiles.reshape(self.rows, *self.together, self.heads, self.bq, whole.shape[3])
         x = x.transpose(1, 0, 4, 2, 3, 5).reshape(self.together[0], self.rows * self.bq, -1, whole.shape[3])
         return lax.dynamic_update_slice(whole, x[:, : self.queries], self.start_of(whole, group))
 
     def keys_of(self, x: jax.Array, group: jax.Array) -> jax.Array:
+        """From `B S K H` the tiles `columns P bk H` of the group."""
         x = _pad(self.of_streams(x, group), 1, self.bk).reshape(
             self.together[0], self.columns, self.bk, self.together[1], self.width
         )
         return x.transpose(1, 0, 3, 2, 4).reshape(self.columns, self.streams, self.bk, self.width)
 
     def put_keys(self, whole: jax.Array, tiles: jax.Array, group: jax.Array) -> jax.Array:
+        """`whole`, `B S K H`, with these `columns P bk H` in the place of the group."""
         x = tiles.reshape(self.columns, *self.together, self.bk, self.width)
         x = x.transpose(1, 0, 3, 2, 4).reshape(self.together[0], self.columns * self.bk, -1, self.width)
         return lax.dynamic_update_slice(whole, x[:, : self.keys], self.start_of(whole, group))

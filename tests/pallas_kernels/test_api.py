@@ -11,7 +11,7 @@ import pytest
 from jax import export
 
 import pallas_kernels
-from pallas_kernels.attention import api, reference
+from pallas_kernels.attention import api, reference, xla_chunked
 from pallas_kernels.attention.masks import Causal, Longformer, Segment
 from pallas_kernels.attention.problem import BlockSizes
 
@@ -222,6 +222,16 @@ def test_memory_grows_with_the_length_and_not_with_its_square() -> None:
     short, long = temporaries(4096, attend), temporaries(16384, attend)
     assert long < 4.2 * short
     assert short < 0.08 * temporaries(4096, functools.partial(jax.nn.dot_product_attention, is_causal=True))
+
+
+def test_no_copy_is_made_of_all_operands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of queries, keys and values of all 16 heads would be three times as large as one of these."""
+    monkeypatch.setattr(xla_chunked.os, "cpu_count", lambda: 2)
+    shape = jax.ShapeDtypeStruct((1, 2048, 16, 64), jnp.float32)
+    # The scale is that of no other test, so that nothing is taken from a cache.
+    attend = functools.partial(pallas_kernels.dot_product_attention, implementation="xla_chunked", scale=0.31)
+    memory = jax.jit(attend).lower(shape, shape, shape).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < memory.output_size_in_bytes
 
 
 def test_empty_tiles_are_not_computed() -> None:
