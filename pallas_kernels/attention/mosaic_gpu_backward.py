@@ -5,15 +5,64 @@ One goes through the keys for a block of queries and sums up their gradients; th
 In both kernels `lse` is in powers of two and +∞ where a query sees nothing: its weights are then 0, and so are those of the queries behind the end of the array.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.attention.mosaic_gpu_dialect import CONSUMERS, ROWS, Dialect, Index, Ref, Ring, tile, zero
+from pallas_kernels.attention.mosaic_gpu_dialect import (
+    CONSUMERS,
+    FEWER_REGISTERS,
+    REGISTERS,
+    ROWS,
+    Dialect,
+    Index,
+    Ref,
+    Ring,
+    tile,
+    zero,
+)
 from pallas_kernels.attention.mosaic_gpu_scores import Scores, band, columns_of, distances, rows_of
 from pallas_kernels.attention.mosaic_gpu_tiles import rows_of_keys
+
+
+class _Products(NamedTuple):
+    """The two products of a tile, of queries with keys and of `d_out` with values, and what becomes of each."""
+
+    multiply_logits: Callable[[Ref], None]
+    weigh: Callable[[jax.Array], tuple[jax.Array, jax.Array | None]]
+    """From the first product to the weights, and the derivative of the logits."""
+    multiply_d_weights: Callable[[Ref], None]
+    differentiate: Callable[[jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, ...]]
+    """From the second product and what `weigh` gave to the result."""
+
+    def run(self, dialect: Dialect, shape: tuple[int, int], *, at_once: bool) -> tuple[jax.Array, ...]:
+        """At once, the second product is under way while the first becomes weights, if there are registers for both."""
+
+        def both(product: Ref, d_weights: Ref) -> tuple[jax.Array, ...]:
+            self.multiply_logits(product)
+            self.multiply_d_weights(d_weights)
+            weights, derivative = self.weigh(dialect.result(product, later=1))
+            return self.differentiate(dialect.result(d_weights, later=0), weights, derivative)
+
+        if at_once:
+            return dialect.zeros(both, shape, shape)
+
+        def first(product: Ref) -> tuple[jax.Array, jax.Array | None]:
+            self.multiply_logits(product)
+            return self.weigh(dialect.result(product, later=0))
+
+        weights, derivative = dialect.zeros(first, shape)
+
+        def second(d_weights: Ref) -> tuple[jax.Array, ...]:
+            self.multiply_d_weights(d_weights)
+            return self.differentiate(dialect.result(d_weights, later=0), weights, derivative)
+
+        return dialect.zeros(second, shape)
 
 
 def query_gradient_kernel(
@@ -35,6 +84,8 @@ def query_gradient_kernel(
     batches, queries, heads, width = query.shape
     group, dtype = heads // key.shape[2], query.dtype
     segments, slanted = scores.extras.q_ids is not None, scores.extras.slopes is not None
+    # A soft cap and ALiBi compute with every logit, for which wide heads leave too few registers.
+    at_once = scores.plain or width <= 64
 
     def attention_query_gradient(
         *refs: Ref, queries_at: Ref, rows_at: Ref, q_ids_at: Ref, queries_filled: Ref, k_ring: Ref, v_ring: Ref
@@ -92,21 +143,30 @@ def query_gradient_kernel(
                         plgpu.commit_smem()
                     return logits
 
-                def recompute(product: Ref, d_weights: Ref) -> tuple[jax.Array, jax.Array]:
-                    own = consumer + zero(index + line)
-                    dialect.multiply(product, queries_at.at[0, own], key_tile, transposed=True)
-                    dialect.multiply(d_weights, queries_at.at[1, own], value_tile, transposed=True)
-                    logits, derivative = here.logits(dialect.result(product, later=1), head, distance)
+                place = consumer + zero(index + line)
+
+                def multiply_logits(product: Ref) -> None:
+                    dialect.multiply(product, queries_at.at[0, place], key_tile, transposed=True)
+
+                def multiply_d_weights(d_weights: Ref) -> None:
+                    dialect.multiply(d_weights, queries_at.at[1, place], value_tile, transposed=True)
+
+                def weigh(product: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+                    logits, derivative = here.logits(product, head, distance)
                     if here.hides_keys(block):
                         logits = lax.cond(plan.masked(index), mask, lambda logits: logits, logits)
-                    weights = jnp.exp2(logits * here.factor - rows_of(lse, shape))
-                    d_weights = dialect.result(d_weights, later=0)
+                    return jnp.exp2(logits * here.factor - rows_of(lse, shape)), derivative
+
+                def differentiate(
+                    d_weights: jax.Array, weights: jax.Array, derivative: jax.Array | None
+                ) -> tuple[jax.Array, ...]:
                     d_logits = weights * (d_weights - rows_of(delta, shape))
                     pairs = [(d_logits, distance()), (weights, distance()), (weights, d_weights)] if slanted else []
                     sums = [(one * other).sum(axis=1) for one, other in pairs]
                     return d_logits if derivative is None else d_logits * derivative, *sums
 
-                d_product, *sums = dialect.zeros(recompute, shape, shape)
+                products = _Products(multiply_logits, weigh, multiply_d_weights, differentiate)
+                d_product, *sums = products.run(dialect, shape, at_once=at_once)
                 values.free(index)
 
                 def accumulate(d_query: Ref) -> None:
@@ -130,7 +190,7 @@ def query_gradient_kernel(
                 plgpu.copy_smem_to_gmem(rows_at.at[which, consumer], each.at[batch, head, pl.ds(top, ROWS)])
             plgpu.wait_smem_to_gmem(0)
 
-        dialect.specialise(produce, consume)
+        dialect.specialise(produce, consume, REGISTERS if at_once else FEWER_REGISTERS)
 
     tiles, ids = tile(stages, block, width, dtype=dtype), plgpu.SMEM((stages, block), jnp.int32)
     scratch = {
@@ -244,31 +304,15 @@ def key_value_gradient_kernel(
                         logits = lax.cond(plan.masked(within), mask, lambda logits: logits, logits)
                     return jnp.exp2(logits * here.factor - columns_of(lse[...], shape)), derivative
 
-                def differentiate(d_weights: jax.Array, weights: jax.Array, derivative: jax.Array | None) -> jax.Array:
+                def differentiate(
+                    d_weights: jax.Array, weights: jax.Array, derivative: jax.Array | None
+                ) -> tuple[jax.Array, ...]:
                     d_product = weights * (d_weights - columns_of(delta[...], shape))
-                    return d_product if derivative is None else d_product * derivative
-
-                def together(product: Ref, d_weights: Ref) -> tuple[jax.Array, jax.Array]:
-                    multiply_logits(product)
-                    multiply_d_weights(d_weights)
-                    weights, derivative = weigh(dialect.result(product, later=1))
-                    d_product = differentiate(dialect.result(d_weights, later=0), weights, derivative)
+                    d_product = d_product if derivative is None else d_product * derivative
                     return weights.astype(dtype), d_product.astype(dtype)
 
-                def first(product: Ref) -> tuple[jax.Array, jax.Array | None]:
-                    multiply_logits(product)
-                    return weigh(dialect.result(product, later=0))
-
-                def second(d_weights: Ref) -> jax.Array:
-                    multiply_d_weights(d_weights)
-                    return differentiate(dialect.result(d_weights, later=0), weights, derivative)
-
-                if own > 1:
-                    weights, d_product = dialect.zeros(together, shape, shape)
-                else:
-                    # There are no registers left for both products at once.
-                    weights, derivative = dialect.zeros(first, shape)
-                    weights, d_product = weights.astype(dtype), dialect.zeros(second, shape).astype(dtype)
+                products = _Products(multiply_logits, weigh, multiply_d_weights, differentiate)
+                weights, d_product = products.run(dialect, shape, at_once=own > 1)
 
                 def accumulate(d_key: Ref, d_value: Ref) -> None:
                     dialect.multiply(d_value, weights, d_out_tile.at[:, columns])

@@ -15,8 +15,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-# Of each lane. A block of 384 lanes begins with 168 each, of the 65536 of an SM; the producer hands most of its own to the two consumers. Multiples of 8.
-PRODUCER_REGISTERS, CONSUMER_REGISTERS = 24, 240
+# Of each lane of the producer and of a consumer. A block of 384 lanes begins with 168 each, of the 65536 of an SM; the producer hands most of its own to the two consumers. Multiples of 8.
+REGISTERS = 24, 240
+FEWER_REGISTERS = 40, 232
+"""For consumers that do with fewer: with 24 there are producers that spill."""
 ROWS = 64
 """Of a consumer's tile: the height of a wgmma."""
 CONSUMERS = 2
@@ -142,18 +144,20 @@ class Dialect:
             return body(*(_Held(jnp.zeros(shape, jnp.float32)) for shape in shapes))
         return pl.run_scoped(body, *(plgpu.ACC(shape, jnp.float32) for shape in shapes))
 
-    def specialise(self, produce: Callable[[], None], consume: Callable[[jax.Array], None]) -> None:
+    def specialise(
+        self, produce: Callable[[], None], consume: Callable[[jax.Array], None], registers: tuple[int, int] = REGISTERS
+    ) -> None:
         """Gives each warpgroup its part, `consume(which)` or `produce()`."""
-        warpgroup = lax.axis_index("warpgroup")
+        warpgroup, (of_producer, of_consumer) = lax.axis_index("warpgroup"), registers
 
         @pl.when(warpgroup == PRODUCER)
         def _() -> None:
-            plgpu.set_max_registers(PRODUCER_REGISTERS, action="decrease")
+            plgpu.set_max_registers(of_producer, action="decrease")
             produce()
 
         @pl.when(warpgroup != PRODUCER)
         def _() -> None:
-            plgpu.set_max_registers(CONSUMER_REGISTERS, action="increase")
+            plgpu.set_max_registers(of_consumer, action="increase")
             consume(warpgroup)
 
     def multiply(self, accumulator: Ref, a: Ref, b: Ref, *, transposed: bool = False) -> None:
