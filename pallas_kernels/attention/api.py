@@ -266,7 +266,7 @@ def _of_nothing(operands: Operands) -> tuple[jax.Array, jax.Array]:
 
 
 def _module(name: str) -> Any:
-    """Imported when it is first wanted: jax needs absl-py to import its part for Hopper."""
+    """Imported when it is first wanted: jax 0.10 needs absl-py to import its part for Hopper."""
     return importlib.import_module(f"pallas_kernels.attention.{name}")
 
 

@@ -56,7 +56,7 @@ def gradients(cell, theirs):
     return params
 
 
-def compare(cell, inputs, hidden, layers, bidirectional, batch, length, lengths, seed, tolerance=1e-5):
+def compare(cell, inputs, hidden, layers, bidirectional, batch, length, lengths, seed):
     torch.manual_seed(seed)
     ours, theirs = pair(cell, inputs, hidden, layers, bidirectional)
     states, directions = 1 + (cell == "lstm"), 1 + bidirectional
@@ -89,7 +89,7 @@ def compare(cell, inputs, hidden, layers, bidirectional, batch, length, lengths,
 
     def same(ours, theirs):
         theirs = np.asarray(theirs)
-        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * max(1, np.abs(theirs).max()))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * max(1, np.abs(theirs).max()))
 
     same(y, out.detach())
     jax.tree.map(lambda a, b: same(a, b.detach()), tuple(jax.tree.leaves(state)), tuple(ends))
