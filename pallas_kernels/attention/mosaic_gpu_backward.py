@@ -6,7 +6,6 @@ In both kernels `lse` is in powers of two and +∞ where a query sees nothing: i
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,39 +29,41 @@ from pallas_kernels.attention.mosaic_gpu_scores import Scores, band, columns_of,
 from pallas_kernels.attention.mosaic_gpu_tiles import rows_of_keys
 
 
-class _Products(NamedTuple):
-    """The two products of a tile, of queries with keys and of `d_out` with values, and what becomes of each."""
+def _recompute(
+    dialect: Dialect,
+    shape: tuple[int, int],
+    of_logits: tuple[Ref, Ref],
+    of_d_weights: tuple[Ref, Ref],
+    weigh: Callable[[jax.Array], tuple[jax.Array, jax.Array | None]],
+    differentiate: Callable[[jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, ...]],
+    *,
+    at_once: bool,
+) -> tuple[jax.Array, ...]:
+    """What `differentiate(d_weights, *weigh(product))` gives for a tile of this shape, of which both arguments are products a bᵀ of the pairs.
 
-    multiply_logits: Callable[[Ref], None]
-    weigh: Callable[[jax.Array], tuple[jax.Array, jax.Array | None]]
-    """From the first product to the weights, and the derivative of the logits."""
-    multiply_d_weights: Callable[[Ref], None]
-    differentiate: Callable[[jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, ...]]
-    """From the second product and what `weigh` gave to the result."""
+    `at_once` has the second product under way while the first becomes weights, which takes registers for both; else one comes after the other.
+    """
 
-    def run(self, dialect: Dialect, shape: tuple[int, int], *, at_once: bool) -> tuple[jax.Array, ...]:
-        """At once, the second product is under way while the first becomes weights, if there are registers for both."""
+    def both(product: Ref, d_weights: Ref) -> tuple[jax.Array, ...]:
+        dialect.multiply(product, *of_logits, transposed=True)
+        dialect.multiply(d_weights, *of_d_weights, transposed=True)
+        weighed = weigh(dialect.result(product, later=1))
+        return differentiate(dialect.result(d_weights, later=0), *weighed)
 
-        def both(product: Ref, d_weights: Ref) -> tuple[jax.Array, ...]:
-            self.multiply_logits(product)
-            self.multiply_d_weights(d_weights)
-            weights, derivative = self.weigh(dialect.result(product, later=1))
-            return self.differentiate(dialect.result(d_weights, later=0), weights, derivative)
+    if at_once:
+        return dialect.zeros(both, shape, shape)
 
-        if at_once:
-            return dialect.zeros(both, shape, shape)
+    def first(product: Ref) -> tuple[jax.Array, jax.Array | None]:
+        dialect.multiply(product, *of_logits, transposed=True)
+        return weigh(dialect.result(product, later=0))
 
-        def first(product: Ref) -> tuple[jax.Array, jax.Array | None]:
-            self.multiply_logits(product)
-            return self.weigh(dialect.result(product, later=0))
+    weighed = dialect.zeros(first, shape)
 
-        weights, derivative = dialect.zeros(first, shape)
+    def second(d_weights: Ref) -> tuple[jax.Array, ...]:
+        dialect.multiply(d_weights, *of_d_weights, transposed=True)
+        return differentiate(dialect.result(d_weights, later=0), *weighed)
 
-        def second(d_weights: Ref) -> tuple[jax.Array, ...]:
-            self.multiply_d_weights(d_weights)
-            return self.differentiate(dialect.result(d_weights, later=0), weights, derivative)
-
-        return dialect.zeros(second, shape)
+    return dialect.zeros(second, shape)
 
 
 def query_gradient_kernel(
@@ -143,14 +144,6 @@ def query_gradient_kernel(
                         plgpu.commit_smem()
                     return logits
 
-                place = consumer + zero(index + line)
-
-                def multiply_logits(product: Ref) -> None:
-                    dialect.multiply(product, queries_at.at[0, place], key_tile, transposed=True)
-
-                def multiply_d_weights(d_weights: Ref) -> None:
-                    dialect.multiply(d_weights, queries_at.at[1, place], value_tile, transposed=True)
-
                 def weigh(product: jax.Array) -> tuple[jax.Array, jax.Array | None]:
                     logits, derivative = here.logits(product, head, distance)
                     if here.hides_keys(block):
@@ -161,12 +154,13 @@ def query_gradient_kernel(
                     d_weights: jax.Array, weights: jax.Array, derivative: jax.Array | None
                 ) -> tuple[jax.Array, ...]:
                     d_logits = weights * (d_weights - rows_of(delta, shape))
-                    pairs = [(d_logits, distance()), (weights, distance()), (weights, d_weights)] if slanted else []
-                    sums = [(one * other).sum(axis=1) for one, other in pairs]
+                    factors = [(d_logits, distance()), (weights, distance()), (weights, d_weights)] if slanted else []
+                    sums = [(one * other).sum(axis=1) for one, other in factors]
                     return d_logits if derivative is None else d_logits * derivative, *sums
 
-                products = _Products(multiply_logits, weigh, multiply_d_weights, differentiate)
-                d_product, *sums = products.run(dialect, shape, at_once=at_once)
+                place = consumer + zero(index + line)
+                pairs = (queries_at.at[0, place], key_tile), (queries_at.at[1, place], value_tile)
+                d_product, *sums = _recompute(dialect, shape, *pairs, weigh, differentiate, at_once=at_once)
                 values.free(index)
 
                 def accumulate(d_query: Ref) -> None:
@@ -290,14 +284,6 @@ def key_value_gradient_kernel(
                         logits = jnp.where(same, logits, -jnp.inf)
                     return logits
 
-                place = which + zero(index + line)
-
-                def multiply_logits(product: Ref) -> None:
-                    dialect.multiply(product, keys_at.at[0, place], query_tile, transposed=True)
-
-                def multiply_d_weights(d_weights: Ref) -> None:
-                    dialect.multiply(d_weights, keys_at.at[1, place], d_out_tile, transposed=True)
-
                 def weigh(product: jax.Array) -> tuple[jax.Array, jax.Array | None]:
                     logits, derivative = here.logits(product, head, lambda: distances(top - here.offset, start, shape))
                     if here.hides_queries:
@@ -311,8 +297,9 @@ def key_value_gradient_kernel(
                     d_product = d_product if derivative is None else d_product * derivative
                     return weights.astype(dtype), d_product.astype(dtype)
 
-                products = _Products(multiply_logits, weigh, multiply_d_weights, differentiate)
-                weights, d_product = products.run(dialect, shape, at_once=own > 1)
+                place = which + zero(index + line)
+                pairs = (keys_at.at[0, place], query_tile), (keys_at.at[1, place], d_out_tile)
+                weights, d_product = _recompute(dialect, shape, *pairs, weigh, differentiate, at_once=own > 1)
 
                 def accumulate(d_key: Ref, d_value: Ref) -> None:
                     dialect.multiply(d_value, weights, d_out_tile.at[:, columns])

@@ -18,7 +18,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 # Of each lane of the producer and of a consumer. A block of 384 lanes begins with 168 each, of the 65536 of an SM; the producer hands most of its own to the two consumers. Multiples of 8.
 REGISTERS = 24, 240
 FEWER_REGISTERS = 40, 232
-"""For consumers that do with fewer: with 24 there are producers that spill."""
+"""For consumers that do with fewer, where 24 would make the producer spill."""
 ROWS = 64
 """Of a consumer's tile: the height of a wgmma."""
 CONSUMERS = 2
@@ -147,7 +147,7 @@ class Dialect:
     def specialise(
         self, produce: Callable[[], None], consume: Callable[[jax.Array], None], registers: tuple[int, int] = REGISTERS
     ) -> None:
-        """Gives each warpgroup its part, `consume(which)` or `produce()`."""
+        """Gives each warpgroup its part, `consume(which)` or `produce()`, and each of their lanes so many registers: the producer's, a consumer's."""
         warpgroup, (of_producer, of_consumer) = lax.axis_index("warpgroup"), registers
 
         @pl.when(warpgroup == PRODUCER)

@@ -202,12 +202,10 @@ def test_so_do_all_tiles_that_are_accepted(mesh: Mesh, logits: str, width: int, 
 
 def test_an_h200_gets_the_code_of_an_h100(mesh: Mesh) -> None:
     """It has more memory, and faster one, which XLA is told and the kernels do not ask about: one description stands for both."""
-    passes = (lower(which, 64, (), is_causal=True) for which in (mesh, mesh, mesh_of("h200")))
-    for texts in zip(*passes):
-        one, again, other = (each.as_text() for each in texts)
-        if one != again:
-            pytest.skip("jax 0.11 numbers the kernels that it lowers: no text comes twice")
-        assert "mosaic_gpu" in one and one == other
+    if jax.__version__.startswith("0.11."):
+        pytest.skip("jax 0.11 numbers the kernels that it lowers: no text comes twice")
+    for one, other in zip(lower(mesh, 64, (), is_causal=True), lower(mesh_of("h200"), 64, (), is_causal=True)):
+        assert "mosaic_gpu" in one.as_text() and one.as_text() == other.as_text()
 
 
 def test_temporary_memory_is_linear_in_the_length(mesh: Mesh) -> None:
