@@ -927,7 +927,7 @@ def feed_forward() -> Sides:
 def gated_feed_forward() -> Sides:
     from transformers.models.llama import modeling_llama as llama
 
-    width, hidden = 384, nn.gated_hidden(1536)
+    width, hidden = 384, nn.gated_mlp_dim(1536)
     layer = llama.LlamaMLP(llama.LlamaConfig(hidden_size=width, num_attention_heads=6, intermediate_size=hidden))
     names = ("gate", "expand", "contract")
 

@@ -23,9 +23,10 @@ import tyro
 
 from benchmarks.steps import measure
 from benchmarks.training_step import training_step
-from experiments.gpt import loss
+from experiments.gpt import objective
 from jaxdl.models.gpt2 import GPT, VARIANTS
 from jaxdl.nn import ATTENTIONS
+from jaxdl.training import TrainState
 from jaxdl.training.cost import matmul_flops, peak_flops
 
 CHOICES = {**ATTENTIONS, "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn")}
@@ -41,7 +42,7 @@ class GpuGpt:
     """Ours: in tiles by the kernel of this project, by cuDNN, or plain."""
     batch_size: int = 32
     length: int = 1024
-    vocabulary: int = 50_304
+    vocab_size: int = 50_304
     """That of GPT-2, 50,257, filled up to a multiple of 128, as nanoGPT does."""
     depth: int = 0
     """Blocks, to try it out. 0: those of the size."""
@@ -49,16 +50,16 @@ class GpuGpt:
     def module(self, attention: str) -> GPT:
         depth = dict(depth=self.depth) if self.depth else {}
         how = dict(attention=CHOICES[attention], dtype=jax.numpy.bfloat16)
-        return GPT.variant(self.variant, vocabulary=self.vocabulary, length=self.length, **how, **depth)
+        return GPT.variant(self.variant, vocab_size=self.vocab_size, length=self.length, **how, **depth)
 
     def tokens(self) -> np.ndarray:
-        return np.random.default_rng(0).integers(0, self.vocabulary, (self.batch_size, self.length + 1)).astype(np.int32)
+        return np.random.default_rng(0).integers(0, self.vocab_size, (self.batch_size, self.length + 1)).astype(np.int32)
 
     def jaxdl(self) -> Callable[[], None]:
         tokens, module = self.tokens(), self.module(self.attention)
         optimizer = optax.adamw(6e-4, b2=0.95, weight_decay=0.1)
         return training_step(
-            functools.partial(loss, module), optimizer, lambda key: module.init(key, tokens[:1, :-1]), {"tokens": tokens}
+            functools.partial(objective, module), optimizer, lambda key: module.init(key, tokens[:1, :-1]), {"tokens": tokens}
         )
 
     def torch(self) -> Callable[[], None]:
@@ -66,22 +67,23 @@ class GpuGpt:
         tokens = torch.tensor(self.tokens(), dtype=torch.long, device=device)
         sizes = self.module("plain")
         config = transformers.GPT2Config(
-            vocab_size=sizes.vocabulary, n_positions=sizes.length, n_embd=sizes.width, n_layer=sizes.depth, n_head=sizes.num_heads,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, attn_implementation="sdpa", bos_token_id=None, eos_token_id=None,
+            vocab_size=sizes.vocab_size, n_positions=sizes.length, n_embd=sizes.width, n_layer=sizes.depth,
+            n_head=sizes.num_heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, attn_implementation="sdpa",
+            bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
         model = transformers.GPT2LMHeadModel(config).to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), 6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
         torch.set_float32_matmul_precision("high")
 
         @torch.compile
-        def objective(tokens: torch.Tensor) -> torch.Tensor:
+        def torch_objective(tokens: torch.Tensor) -> torch.Tensor:
             logits = model(input_ids=tokens[:, :-1]).logits
             return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
         def run() -> None:
             optimizer.zero_grad()
             with torch.autocast(device, torch.bfloat16):
-                value = objective(tokens)
+                value = torch_objective(tokens)
             value.backward()
             optimizer.step()
             if device == "cuda":
@@ -94,7 +96,9 @@ class GpuGpt:
         module = self.module("plain")
         tokens = jax.ShapeDtypeStruct((self.batch_size, self.length + 1), jax.numpy.int32)
         params = jax.eval_shape(lambda key: module.init(key, jax.numpy.zeros((1, self.length), int)), jax.random.key(0))["params"]
-        value = lambda params, tokens: loss(module, params, {}, {"tokens": tokens}, jax.random.key(0))[0]
+        key = jax.random.key(0)
+        state = TrainState(step=0, params=None, opt_state={}, variables={}, key=key)  # GPT's objective asks nothing of it.
+        value = lambda params, tokens: objective(module, params, state, {"tokens": tokens}, key)[0]
         return matmul_flops(jax.make_jaxpr(jax.grad(value))(params, tokens))
 
 

@@ -44,7 +44,7 @@ APART = {
     "stack_blocks": "stacks that are looped and scanned are compared with each other, in `tests/nn/test_transformer.py`",
     "unstack_blocks": "the inverse of `stack_blocks`, in `tests/nn/test_transformer.py`",
     "attention_weights": "softmax written out, in `tests/models/test_gpt2.py`",
-    "gated_hidden": "the width of Llama 7B, in `tests/nn/test_activations.py`",
+    "gated_mlp_dim": "the width of Llama 7B, in `tests/nn/test_activations.py`",
     "stochastic_depth": "what is left and its mean are counted, in `tests/nn/test_transformer.py`",
     "random_projection": "orthogonality, norms and the fall of the error are measured, in `tests/nn/test_linear_attention.py`",
     "window_mask": _OF_PAIRS,

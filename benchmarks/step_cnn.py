@@ -10,7 +10,7 @@ import optax
 import torch
 
 from benchmarks.training_step import training_step
-from experiments.cnn import loss
+from experiments.cnn import objective
 from jaxdl.models.lenet import LeNet
 
 
@@ -36,7 +36,7 @@ class Cnn:
         module = LeNet(self.channels, self.hidden, 10, self.kernel_size, method=self.method)
         optimizer = optax.adamw(1e-3, weight_decay=1e-4)
         return training_step(
-            functools.partial(loss, module),
+            functools.partial(objective, module),
             optimizer,
             lambda key: module.init(key, images[:1]),
             {"image": images, "label": labels},

@@ -10,7 +10,7 @@ import optax
 import torch
 
 from benchmarks.training_step import training_step
-from experiments.mlp import loss
+from experiments.mlp import objective
 from jaxdl.models.mlp import MLP, sgd
 
 
@@ -35,7 +35,7 @@ class Mlp:
         module = MLP(self.hidden, 10, self.dropout, self.backward)
         optimizer = sgd(optax.constant_schedule(0.1), 1e-4)
         return training_step(
-            functools.partial(loss, module),
+            functools.partial(objective, module),
             optimizer,
             lambda key: module.init(key, images[:1]),
             {"image": images, "label": labels},

@@ -11,7 +11,7 @@ import optax
 import torch
 
 from benchmarks.training_step import training_step
-from experiments.rnn import loss
+from experiments.rnn import objective
 from jaxdl.nn import Recurrent, SequenceModel
 
 SYMBOLS, LANGUAGES = 134, 18
@@ -41,7 +41,7 @@ class Rnn:
         module = SequenceModel(Recurrent(self.hidden, self.cell), LANGUAGES, "n:1")
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(2e-3))
         return training_step(
-            functools.partial(loss, module, SYMBOLS),
+            functools.partial(objective, module, SYMBOLS),
             optimizer,
             lambda key: module.init(key, jax.nn.one_hot(symbols, SYMBOLS)),
             {"symbols": symbols, "targets": labels, "counts": np.ones(self.batch_size, bool)},

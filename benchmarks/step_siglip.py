@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from benchmarks.training_step import training_step
-from experiments.siglip import loss
 from jaxdl.losses import sigmoid_loss
 from jaxdl.models.siglip import SigLIP, TextTower, VisionTower
+from jaxdl.tasks.image_text import objective
 
 VOCABULARY = 128
 
@@ -23,7 +23,7 @@ class Siglip:
 
     batch_size: int = 128
     resolution: int = 32
-    patch: int = 8
+    patch_size: int = 8
     width: int = 64
     depth: int = 2
     num_heads: int = 4
@@ -37,14 +37,14 @@ class Siglip:
 
     def jaxdl(self) -> Callable[[], None]:
         images, tokens = self.batch()
-        shared = dict(num_heads=self.num_heads, width=self.width, hidden=4 * self.width)
+        shared = dict(num_heads=self.num_heads, width=self.width, mlp_dim=4 * self.width)
         module = SigLIP(
-            VisionTower(patch=self.patch, depth=self.depth, **shared),
-            TextTower(vocabulary=VOCABULARY, features=self.width, depth=self.text_depth, **shared),
+            VisionTower(patch_size=self.patch_size, depth=self.depth, **shared),
+            TextTower(vocab_size=VOCABULARY, features=self.width, depth=self.text_depth, **shared),
         )
         optimizer = optax.adamw(1e-3, b2=0.95, weight_decay=1e-4)
         return training_step(
-            functools.partial(loss, module, sigmoid_loss),
+            functools.partial(objective, module, sigmoid_loss),
             optimizer,
             lambda key: module.init(key, images[:1], tokens[:1]),
             {"image": images, "tokens": tokens},
@@ -54,7 +54,7 @@ class Siglip:
         images, tokens = self.batch()
         shared = dict(hidden_size=self.width, intermediate_size=4 * self.width, num_attention_heads=self.num_heads)
         config = transformers.SiglipConfig(
-            vision_config=dict(image_size=self.resolution, patch_size=self.patch, num_hidden_layers=self.depth, **shared),
+            vision_config=dict(image_size=self.resolution, patch_size=self.patch_size, num_hidden_layers=self.depth, **shared),
             text_config=dict(
                 vocab_size=VOCABULARY,
                 max_position_embeddings=self.text_length,

@@ -9,7 +9,7 @@ import optax
 import torch
 
 from benchmarks.training_step import training_step
-from experiments.translation import loss
+from experiments.translation import objective
 from jaxdl.models.marian import EncoderDecoder, Stack
 from jaxdl.nn import ATTENTIONS
 
@@ -23,7 +23,7 @@ class Translation:
     width: int = 128
     depth: int = 3
     num_heads: int = 4
-    vocabulary: int = 1000
+    vocab_size: int = 1000
     dropout: float = 0.0
     attention: str = "plain"
 
@@ -31,7 +31,7 @@ class Translation:
         """Random tokens; where a row is over there is padding, number 0."""
         random = np.random.default_rng(0)
         shape = self.batch_size, self.length
-        source, target, labels = (random.integers(1, self.vocabulary, shape).astype(np.int32) for _ in range(3))
+        source, target, labels = (random.integers(1, self.vocab_size, shape).astype(np.int32) for _ in range(3))
         ends = random.integers(self.length * 3 // 4, self.length + 1, (self.batch_size, 1))
         segments = (np.arange(self.length) < ends).astype(np.int32)
         return dict(
@@ -42,10 +42,10 @@ class Translation:
         batch = self.batch()
         stack = Stack(self.depth, self.num_heads, 4 * self.width)
         module = EncoderDecoder(
-            self.vocabulary, self.width, stack, stack, dropout=self.dropout, attention=ATTENTIONS[self.attention]
+            self.vocab_size, self.width, stack, stack, dropout=self.dropout, attention=ATTENTIONS[self.attention]
         )
         return training_step(
-            functools.partial(loss, module, 0.1, float((batch["target_segments"] > 0).sum() / self.batch_size)),
+            functools.partial(objective, module, 0.1, float((batch["target_segments"] > 0).sum() / self.batch_size)),
             optax.adamw(1e-3, b2=0.98, weight_decay=0.01),
             lambda key: module.init(key, batch["source"][:1], batch["target"][:1]),
             batch,
@@ -53,7 +53,7 @@ class Translation:
 
     def torch(self) -> Callable[[], None]:
         batch = {name: torch.tensor(array, dtype=torch.long) for name, array in self.batch().items()}
-        table = torch.nn.Embedding(self.vocabulary, self.width)
+        table = torch.nn.Embedding(self.vocab_size, self.width)
         model = torch.nn.Transformer(
             self.width, self.num_heads, self.depth, self.depth, 4 * self.width, self.dropout, batch_first=True
         ).train()

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from benchmarks.training_step import training_step
-from experiments.vit import loss
+from experiments.vit import objective
 from jaxdl.models.vit import ViT
 from jaxdl.nn import ATTENTIONS
 
@@ -19,12 +19,12 @@ CLASSES = 10
 
 @dataclasses.dataclass(frozen=True)
 class Vit:
-    """Both do forward, cross-entropy with soft targets, backward and AdamW; torch with its scaled dot-product attention and its fused AdamW. The defaults are the sizes of the experiment's default run; those of its CIFAR-10 preset are --side 32 --colors 3 --patch 4 --width 128 --depth 6."""
+    """Both do forward, cross-entropy with soft targets, backward and AdamW; torch with its scaled dot-product attention and its fused AdamW. The defaults are the sizes of the experiment's default run; those of its CIFAR-10 preset are --side 32 --colors 3 --patch-size 4 --width 128 --depth 6."""
 
     batch_size: int = 64
     side: int = 8
     colors: int = 1
-    patch: int = 2
+    patch_size: int = 2
     width: int = 64
     depth: int = 4
     num_heads: int = 4
@@ -37,10 +37,10 @@ class Vit:
 
     def jaxdl(self) -> Callable[[], None]:
         images, targets = self.batch()
-        module = ViT(self.patch, self.width, self.depth, self.num_heads, CLASSES, attention=ATTENTIONS[self.attention])
+        module = ViT(self.patch_size, self.width, self.depth, self.num_heads, CLASSES, attention=ATTENTIONS[self.attention])
         optimizer = optax.adamw(1e-3, b2=0.999, weight_decay=0.1)
         return training_step(
-            functools.partial(loss, module, 0.0),
+            functools.partial(objective, module, 0.0),
             optimizer,
             lambda key: module.init(key, images[:1]),
             {"image": images, "target": targets},
@@ -49,7 +49,7 @@ class Vit:
     def torch(self) -> Callable[[], None]:
         images, targets = self.batch()
         config = transformers.ViTConfig(
-            image_size=self.side, patch_size=self.patch, num_channels=self.colors, hidden_size=self.width,
+            image_size=self.side, patch_size=self.patch_size, num_channels=self.colors, hidden_size=self.width,
             num_hidden_layers=self.depth, num_attention_heads=self.num_heads, intermediate_size=4 * self.width, num_labels=CLASSES,
         )  # fmt: skip
         model = transformers.ViTForImageClassification(config).train()

@@ -7,16 +7,16 @@ import jax
 import optax
 from jaxtyping import Array, Key
 
-from jaxdl.training import Batch, init_state, make_step
-from jaxdl.training.step import LossFn
+from jaxdl.training import Batch, Objective, Update, init_state, make_step
 
 
 def training_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, init: Callable[[Key[Array, ""]], dict[str, Any]], batch: Batch
+    objective: Objective, optimizer: optax.GradientTransformation, init: Callable[[Key[Array, ""]], dict[str, Any]], batch: Batch
 ) -> Callable[[], None]:
     """A function that makes one step on `batch`, compiled as in training, and waits for it."""
-    state = init_state(init, optimizer, seed=0)
-    step = jax.jit(make_step(loss_fn, optimizer), donate_argnums=0)
+    update = Update(objective, optimizer)
+    state = init_state(init, [update], seed=0)
+    step = jax.jit(make_step(update), donate_argnums=0)
 
     def run() -> None:
         nonlocal state

@@ -5,41 +5,43 @@ The gradients are a chain of hand-written vector-Jacobian products (`jaxdl.model
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from annotated_types import Ge, Gt, Len, Lt
+from annotated_types import Ge, Len, Lt
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxdl import figures, launch
-from jaxdl.data import Source, open_labelled, some, train_batches
+from jaxdl.data import LabelledImage, Source, evenly_spaced
 from jaxdl.data.image import ImageProcessor
 from jaxdl.losses import cross_entropy
-from jaxdl.metrics import accuracy, classify
 from jaxdl.models.mlp import LOSSES, MLP, sgd
-from jaxdl.training import Aux, Batch, Execution, Run, TrainState, fit, init_state, make_step, start
+from jaxdl.tasks.classification import Classification, fit_processor, open_images
+from jaxdl.training import (
+    Aux,
+    Batch,
+    Report,
+    Run,
+    TrainState,
+    Update,
+    configured,
+    init_state,
+    make_step,
+    setup_training,
+    train,
+)
 
 STUDY_SEEDS, STUDY_POINTS, STUDY_TESTED = 3, 40, 2000
 """Of the study of ingredients: runs of each recipe, points of its curves, and held-out examples that it is measured on at most."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(launch.Config):
-    """What this experiment computes."""
+class Config(launch.Config, launch.Ask):
+    """What this experiment computes. Weight decay is the strength λ of the penalty λ/2 ‖W‖² of the kernels (L2)."""
 
-    data: str = "builtin:digits"
-    steps: Annotated[int, Ge(1)] = 3000
-    batch_size: Annotated[int, Ge(1)] = 64
-    learning_rate: Annotated[float, Gt(0)] = 0.1
-    warmup: Annotated[float, Ge(0), Lt(1)] = 0.0
-    weight_decay: Annotated[float, Ge(0)] = 1e-3
-    """Strength λ of the penalty λ/2 ‖W‖² of the kernels (L2)."""
-    clip: Annotated[float, Gt(0)] = 10.0
-    evaluate_every: Annotated[int, Ge(1)] = 500
     hidden: Annotated[tuple[Annotated[int, Ge(1)], ...], Len(1)] = (256, 128)
     """Widths of the hidden layers."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.2
@@ -47,72 +49,59 @@ class Config(launch.Config):
     backward: Literal["hand", "jax"] = "hand"
     """Whose gradients are used: the hand-written chain's, or jax's own."""
     resolution: Annotated[int, Ge(0)] = 0
-    """Side of the square that every picture is resized to, in pixels. 0: height and width of the first one."""
+    """Side of the square that every image is resized to, in pixels. 0: height and width of the first one."""
     study_steps: Annotated[int, Ge(0)] = 800
     """Steps of each run in which an ingredient is left out. 0: no such runs."""
     study_examples: Annotated[int, Ge(10)] = 200
     """Training examples of those runs: few, so that there is something to regularise."""
 
 
+_BASE = Config(
+    data="builtin:digits",
+    steps=3000,
+    batch_size=64,
+    learning_rate=0.1,
+    warmup=0.0,
+    weight_decay=1e-3,
+    clip=10.0,
+    evaluate_every=500,
+)
 PRESETS = {
-    "default": Config(),
-    "mnist": Config(preset="mnist", data="tfds:mnist", steps=9375, batch_size=128, evaluate_every=1875),
+    "default": _BASE,
+    "mnist": dataclasses.replace(_BASE, data="tfds:mnist", steps=9375, batch_size=128, evaluate_every=1875),
     # 800 hidden units, as Simard, Steinkraus and Platt 2003 have them, in two layers.
-    "mnist_800": Config(preset="mnist_800", data="tfds:mnist", steps=18_750, batch_size=128, evaluate_every=3750, hidden=(800, 800)),
-}  # fmt: skip
+    "mnist_800": dataclasses.replace(
+        _BASE, data="tfds:mnist", steps=18_750, batch_size=128, evaluate_every=3750, hidden=(800, 800)
+    ),
+}
 
 
-def main(config: Config, workdir: str | Path, execution: Execution = Execution()) -> dict[str, Any]:
-    """Trains (or goes on training) in `workdir`, measures, leaves ingredients out, draws, and returns what is in its `result.json`."""
-    with Run.open(workdir, "mlp", config, execution) as run:
-        source, held_out = open_labelled(config.data, config.eval_data, data_dir=config.data_dir)
-        size = config.resolution or source[0]["image"].shape[:2]
-        process = ImageProcessor.standardising((each["image"] for each in some(source, 10_000)), size)
-        transform = functools.partial(example, process=process)
-        batches = train_batches(source, transform, batch_size=config.batch_size, seed=config.seed, **run.shard)
+def main(config: Config, run: Run) -> dict[str, Any]:
+    """Trains (or goes on training), measures, leaves ingredients out, draws, and returns what is in `result.json`."""
+    source, held_out = open_images(run)
+    process = fit_processor(source, config.resolution)
+    batches = run.batches(source, lambda example, rng: {"image": process(example.image), "label": np.int32(example.label)})
 
-        module = MLP(
-            config.hidden,
-            len(source.classes),
-            config.dropout,
-            config.backward,
-            dtype=jnp.bfloat16 if config.precision == "bf16" else None,
-        )
-        image = jnp.asarray(process(source[0]["image"])[None])
-        step, state = start(
-            config,
-            run.layout,
-            functools.partial(loss, module),
-            lambda schedule: sgd(schedule, config.weight_decay),
-            lambda key: module.init(key, image),
-        )
+    module = MLP(config.hidden, len(source.info.classes), config.dropout, config.backward, dtype=config.dtype)
+    image = jnp.asarray(process(source[0].image)[None])
+    update = configured(config, functools.partial(objective, module), lambda schedule: sgd(schedule, config.weight_decay))
+    step, state = setup_training(config, run.layout, update, init=lambda key: module.init(key, image))
 
-        predict = run.layout.inference(module.apply)
-        scores = lambda state: classify(functools.partial(predict, {"params": state.measured}), held_out, process)
-        evaluate = lambda state: {"test_accuracy": accuracy(*scores(state))}
-        state = fit(step, state, batches, run, steps=config.steps, evaluate=evaluate, evaluate_every=config.evaluate_every)
-        logits, labels = scores(state)
-        metrics = {"test_accuracy": accuracy(logits, labels)}
-        figures.confusion_matrix(labels, logits.argmax(1), held_out.classes, run.figures / "confusion.png")
-        figures.mistakes(held_out, logits, labels, run.figures / "mistakes.png")
-        if config.study_steps:
-            run.say(f"leaving out one ingredient at a time: {STUDY_SEEDS} runs of {config.study_steps:,} steps for each")
-            given = config, module, process, source, held_out
-            curves = {name: learn(recipe, *given) for name, recipe in recipes(config).items()}
-            draw_study(curves, config, run.figures / "left_out.png")
-            accuracies = {name.replace(" ", "_"): float(curve.accuracy[:, -1].mean()) for name, curve in curves.items()}
-            metrics |= {f"test_accuracy_of_{config.study_examples}/{name}": value for name, value in accuracies.items()}
-        return run.finish(state, metrics)
+    recognised = Classification(run, module.apply, held_out, process)
+
+    def study(variables: PyTree, key: Key[Array, ""]) -> Report:
+        run.say(f"leaving out one ingredient at a time: {STUDY_SEEDS} runs of {config.study_steps:,} steps for each")
+        curves = {name: learn(recipe, config, module, process, source, held_out) for name, recipe in recipes(config).items()}
+        name_of = lambda recipe: f"test_accuracy_of_{config.study_examples}/{recipe.replace(' ', '_')}"
+        accuracies = {name_of(recipe): float(curve.accuracy[:, -1].mean()) for recipe, curve in curves.items()}
+        return accuracies | {"left_out": draw_study(curves, config)}
+
+    conclude = study if config.study_steps else None
+    how = dict(show=recognised.show, conclude=conclude, answer=recognised.answer(config.ask))
+    return train(run, step, state, batches, evaluate=recognised.evaluate, **how)
 
 
-def example(example: dict[str, Any], rng: np.random.Generator, *, process: ImageProcessor) -> dict[str, np.ndarray]:
-    """A picture, standardised, and its class."""
-    return {"image": process(example["image"]), "label": np.int32(example["label"])}
-
-
-def loss(
-    module: MLP, params: PyTree, variables: dict[str, PyTree], batch: Batch, key: Key[Array, ""]
-) -> tuple[Float[Array, ""], Aux]:
+def objective(module: MLP, params: PyTree, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Aux]:
     """Cross-entropy, in nats. Its L2 penalty is in the optimizer, which adds that gradient."""
     logits = module.apply({"params": params}, batch["image"], train=True, rngs={"dropout": key})
     value = LOSSES[module.backward](logits, batch["label"])
@@ -154,19 +143,27 @@ def recipes(config: Config) -> dict[str, Recipe]:
     }
 
 
-def learn(recipe: Recipe, config: Config, module: MLP, process: ImageProcessor, source: Source, held_out: Source) -> Curves:
+def learn(
+    recipe: Recipe,
+    config: Config,
+    module: MLP,
+    process: ImageProcessor,
+    source: Source[LabelledImage],
+    held_out: Source[LabelledImage],
+) -> Curves:
     """Follows a recipe from several seeds at once, on one device. Depends on the config and the data alone."""
     prepare = process if recipe.normalised else lambda image: process.resize(image).astype(np.float32)
 
-    def arrays(source: Source, count: int) -> tuple[Float[Array, "B H W C"], Int[Array, "B"]]:
-        chosen = list(some(source, count))
-        return jnp.stack([prepare(one["image"]) for one in chosen]), jnp.array([one["label"] for one in chosen])
+    def arrays(source: Source[LabelledImage], count: int) -> tuple[Float[Array, "B H W C"], Int[Array, "B"]]:
+        chosen = list(evenly_spaced(source, count))
+        return jnp.stack([prepare(one.image) for one in chosen]), jnp.array([one.label for one in chosen])
 
     (images, labels), (test_images, test_labels) = arrays(source, config.study_examples), arrays(held_out, STUDY_TESTED)
     module = module.clone(dropout=recipe.dropout)
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.study_steps)
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip), sgd(schedule, recipe.weight_decay))
-    step = make_step(functools.partial(loss, module), optimizer)
+    update = Update(functools.partial(objective, module), optimizer)
+    step = make_step(update)
 
     def one_step(state: TrainState, key: Key[Array, ""]) -> tuple[TrainState, None]:
         whole = recipe.batch_size >= len(images)
@@ -183,8 +180,8 @@ def learn(recipe: Recipe, config: Config, module: MLP, process: ImageProcessor, 
 
     each = max(config.study_steps // STUDY_POINTS, 1)
     seeds = [config.seed + number for number in range(STUDY_SEEDS)]
-    start = [init_state(lambda key: module.init(key, images[:1]), optimizer, seed=seed) for seed in seeds]
-    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *start)
+    begins = [init_state(lambda key: module.init(key, images[:1]), [update], seed=seed) for seed in seeds]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *begins)
     keys = jnp.stack([jax.random.split(jax.random.key(seed + 1), config.study_steps) for seed in seeds])
     steps, rows = range(each, config.study_steps + 1, each), []
     for last in steps:
@@ -193,38 +190,27 @@ def learn(recipe: Recipe, config: Config, module: MLP, process: ImageProcessor, 
     return Curves(np.array(steps), *(np.stack(values, 1) for values in zip(*jax.device_get(rows))))
 
 
-def draw_study(curves: dict[str, Curves], config: Config, path: Path) -> None:
+def draw_study(curves: dict[str, Curves], config: Config) -> Any:
     """Training loss, held-out loss and held-out mistakes of each recipe: mean and range over the seeds."""
-    figure, axes = figures.subplots(1, 3, 4.4, 4.2)
-    panels = (
-        ("loss of the training examples, without dropout", lambda curve: curve.loss),
-        ("loss of held-out examples", lambda curve: curve.test_loss),
-        ("share of held-out examples that are mistaken", lambda curve: 1 - curve.accuracy),
-    )
-    for axis, (title, values_of) in zip(axes, panels):
-        for number, (name, curve) in enumerate(curves.items()):
-            values = values_of(curve)
-            color = "black" if number == 0 else f"C{number - 1}"
-            label = f"{name}: {values[:, -1].mean():.3g}"
-            axis.plot(curve.steps, values.mean(0), color=color, linewidth=1.4, label=label)
-            axis.fill_between(curve.steps, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
-        axis.set(yscale="log", xlabel="step")
-        axis.set_title(title, fontsize=10)
-        axis.grid(alpha=0.3, which="both")
-        axis.legend(title="at the end", fontsize=7, title_fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16))
-    seeds = f"lines are means of {STUDY_SEEDS} seeds, shades their range"
-    figure.suptitle(f"one ingredient left out, {config.study_examples} training examples; {seeds}", fontsize=11)
-    figures.save(figure, path)
+    panels = {
+        "loss of the training examples, without dropout": lambda curve: curve.loss,
+        "loss of held-out examples": lambda curve: curve.test_loss,
+        "share of held-out examples that are mistaken": lambda curve: 1 - curve.accuracy,
+    }
+    lines = {title: {name: (curve.steps, of(curve)) for name, curve in curves.items()} for title, of in panels.items()}
+    seeds = f"lines are means of {STUDY_SEEDS} seeds, bands their range"
+    title = f"one ingredient left out, {config.study_examples} training examples; {seeds}"
+    return figures.curves(lines, title=title, log=True)
 
 
 EXPERIMENT = launch.Experiment(
-    name="mlp",
+    main,
+    PRESETS,
+    field="first principles",
     summary="A multi-layer perceptron with hand-written gradients and SGD, and what each ingredient of its training is good for.",
-    paper="Rumelhart, Hinton and Williams 1986, Learning representations by back-propagating errors, Nature 323",
-    result="test accuracy of 0.98 on scikit-learn's digits",
+    paper="Rumelhart, Hinton and Williams 1986, Learning representations by back-propagating errors, Nature 323, https://doi.org/10.1038/323533a0",
     minutes=1,
-    presets=PRESETS,
-    main=main,
+    expects={"test_accuracy": (0.97, None)},
 )
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Generation: token after token from a model that decodes with a cache, in one compiled loop; by chance, greedily, or as a search for the likeliest."""
+"""Generation with a cache, in one compiled loop: sampling, greedy decoding and beam search."""
 
 import dataclasses
 import functools
@@ -14,30 +14,30 @@ from jaxdl.errors import UserError
 from jaxdl.nn import Cache
 
 Decode = Callable[[PyTree, Int[Array, "B T"], Cache, Bool[Array, "B T"]], tuple[Float[Array, "B T V"], Cache]]
-"""`(variables, tokens, cache, valid) -> (logits, cache)`: the next tokens of each row, of which `valid` ones are no padding."""
+"""`(variables, tokens, cache, valid) -> (logits, cache)`: decodes the next tokens of each row; `valid` is false for padding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen by its logits."""
+    """How the next token is chosen from its logits."""
 
     temperature: Annotated[float, Ge(0)] = 1.0
-    """What logits are divided by: below 1 the likely becomes likelier. 0: always the most likely token."""
+    """Logits are divided by it: below 1 the distribution is sharper. 0 always takes the most likely token."""
     top_k: Annotated[int, Ge(0)] = 0
-    """Choose among so many most likely tokens only. 0: among all."""
+    """Sample from this many of the most likely tokens. 0: from all."""
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
-    """Choose among the fewest most likely tokens that have this probability together (Holtzman et al. 2020, section 3.1)."""
-    barred: tuple[int, ...] = ()
+    """Sample from the smallest set of most likely tokens with at least this total probability (nucleus sampling; Holtzman et al. 2020, section 3.1)."""
+    suppressed_tokens: tuple[int, ...] = ()
     """Tokens that are never chosen, such as padding."""
 
 
 def filter_logits(logits: Float[Array, "*batch V"], sampling: Sampling) -> Float[Array, "*batch V"]:
     """Logits divided by the temperature, −∞ where `top_k` and then `top_p` exclude a token; the most likely one is always left.
 
-    Tokens as likely as the last one that is kept are kept too. Raises `UserError` for a temperature of 0, at which there are no probabilities.
+    Ties with the last token kept are kept too. Raises `UserError` for a temperature of 0, which has no probabilities.
     """
     if sampling.temperature == 0:
-        raise UserError("at a temperature of 0 there is nothing to draw: take the most likely token")
+        raise UserError("at a temperature of 0 there is nothing to sample: take the most likely token")
     logits = logits.astype(jnp.float32) / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
@@ -54,8 +54,8 @@ def filter_logits(logits: Float[Array, "*batch V"], sampling: Sampling) -> Float
 
 def choose(logits: Float[Array, "*batch V"], sampling: Sampling, key: PRNGKeyArray) -> Int[Array, "*batch"]:
     """The next token of each row."""
-    if sampling.barred:
-        logits = logits.at[..., jnp.array(sampling.barred)].set(-jnp.inf)
+    if sampling.suppressed_tokens:
+        logits = logits.at[..., jnp.array(sampling.suppressed_tokens)].set(-jnp.inf)
     if sampling.temperature == 0:
         return logits.argmax(-1)
     return jax.random.categorical(key, filter_logits(logits, sampling))
@@ -76,11 +76,11 @@ def generate(
     limit: Int[Array, ""] | None = None,
     stream: Callable[[Array], None] | None = None,
 ) -> Int[Array, "B steps"]:
-    """Up to `steps` tokens that go on from each prompt; the loop ends when all rows have ended, and what follows an `end` is `end`. With a `limit`, which is no matter of compilation, it ends after so many of the `steps`, at least one, and what follows has no meaning.
+    """Up to `steps` tokens that continue each prompt. The loop stops when every row has produced `end`; later positions are filled with `end`. `limit` is a traced bound on the number of new tokens (at least one); positions after it are undefined.
 
-    `cache` is an empty one with room for prompt and steps but the last. `valid` is false where a prompt is padding, which has to be on the left: the last token of each row is the one to go on from. `stream` is called with the tokens `B` of each step as they are made. The same key gives the same tokens on the same machine.
+    `cache` is empty, with `T + steps − 1` slots. `valid` is false for the padding of a prompt, which must be on the left, so that the last token of each row is real. `stream` is called with the tokens `B` of each step as they are made. The same key gives the same tokens on the same machine.
 
-    It is compiled for each `decode` (give the same function again, not a new one), shape and setting.
+    Compiled once for each `decode`, shape and setting: pass the same function object every time.
     """
     rows = len(prompt)
     valid = jnp.ones(prompt.shape, bool) if valid is None else valid
@@ -113,24 +113,24 @@ def generate(
 
 @dataclasses.dataclass(frozen=True)
 class Beam:
-    """How the likeliest continuations are searched for, and which of them is the best.
+    """The settings of a beam search.
 
     The score of a finished hypothesis Y of `|Y|` tokens, its end included, is `log P(Y) / lp(|Y|)` with `lp(n) = ((offset + n) / (offset + 1))^length_penalty` (Wu et al. 2016, eq. 14). Without the penalty short ones win, as each token costs probability.
     """
 
     width: Annotated[int, Ge(1)] = 4
-    """Hypotheses that go on at every step. 1 is not quite greedy: when the likeliest token is an end, the second is followed too, until it cannot win."""
+    """Hypotheses that are kept at every step. 1 is not quite greedy: when the likeliest token is an end, the second is followed too, until it cannot win."""
     length_penalty: Annotated[float, Ge(0)] = 0.6
     """The exponent; 0.6 in Vaswani et al. 2017, section 6.1, 1 by default in HF."""
     offset: Annotated[float, Ge(0)] = 5.0
     """5 in Wu et al.; with 0 the score is `log P(Y) / |Y|^length_penalty`, HF's."""
     stop: Literal["surely", "likely"] = "surely"
     """A sentence is done when its `width` best finished hypotheses cannot be surpassed by the likeliest unfinished one: `surely`, at whatever length that may end (HF's early_stopping="never"), or `likely`, if it ended at the present length (HF's early_stopping=False, its default)."""
-    barred: tuple[int, ...] = ()
-    """Tokens that are never written, such as padding. The probabilities of the others stay as they are, as with HF's bad_words_ids."""
+    suppressed_tokens: tuple[int, ...] = ()
+    """Tokens that are never chosen, such as padding. The probabilities of the others are not renormalised, as with HF's bad_words_ids."""
 
     def penalty(self, length: float | Array) -> float | Array:
-        """`lp`."""
+        """`lp(length)`, what log probabilities are divided by."""
         return ((self.offset + length) / (self.offset + 1)) ** self.length_penalty
 
 
@@ -147,11 +147,11 @@ def beam_search(
     valid: Bool[Array, "B T"] | None = None,
     rows_axis: int = 0,
 ) -> tuple[Int[Array, "B W steps"], Float[Array, "B W"]]:
-    """The `W = beam.width` best continuations of each prompt, the best first, and their scores; what follows an `end` is `end`.
+    """The `W = beam.width` best continuations of each prompt, best first, and their scores; positions after an `end` are `end`.
 
-    At every step the `2 W` likeliest extensions of the hypotheses at hand are found. Those among the first `W` of them that end are finished; the likeliest `W` that do not end go on. So a hypothesis that ends never costs one that goes on its place. After `steps` tokens all that are left count as finished, without an end, as in HF. Where fewer than `W` continuations exist, the scores of the others are −∞.
+    Every step takes the `2 W` likeliest extensions of the current hypotheses. Those among the first `W` that end are finished; the likeliest `W` that do not end are kept, so a finished hypothesis never takes the place of an unfinished one. After `steps` tokens the remaining ones count as finished without an end, as in HF. Where fewer than `W` continuations exist, the other scores are −∞.
 
-    `cache` is an empty one of `B · W` rows, of which `b · W` to `(b + 1) · W − 1` belong to prompt `b`, with room for prompt and steps but the last; so are the rows of whatever `variables` hold for `decode` beside the parameters, such as the memory of an encoder. `rows_axis` is the axis of the rows in the cache's entries: 1 where a `Transformer` with `scan` has stacked its layers before it. The loop ends when all sentences are done. Padding of prompts is on the left, as for `generate`.
+    `cache` is empty, with `T + steps − 1` slots and `B · W` rows: rows `b · W` to `(b + 1) · W − 1` belong to prompt `b`. Anything else in `variables` that `decode` reads row by row, such as an encoder's memory, is repeated in the same order. `rows_axis` is the axis of the rows in the cache's entries: 1 where a `Transformer` with `scan` has stacked its layers before it. The loop ends when all sentences are done. Padding of prompts is on the left, as for `generate`.
     """
     (batch, _), width = prompt.shape, beam.width
     sentences = jnp.arange(batch)[:, None]
@@ -167,12 +167,12 @@ def beam_search(
         """With token number `step` of each hypothesis: what is found then, that token, and the row of the cache that each goes on from."""
         sums, written, scores, finished, searching = found
         likelihood = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
-        if beam.barred:
-            likelihood = likelihood.at[:, jnp.array(beam.barred)].set(-jnp.inf)
-        vocabulary = likelihood.shape[-1]
-        extended = (sums[..., None] + likelihood.reshape(batch, width, vocabulary)).reshape(batch, -1)
+        if beam.suppressed_tokens:
+            likelihood = likelihood.at[:, jnp.array(beam.suppressed_tokens)].set(-jnp.inf)
+        vocab_size = likelihood.shape[-1]
+        extended = (sums[..., None] + likelihood.reshape(batch, width, vocab_size)).reshape(batch, -1)
         extended, chosen = jax.lax.top_k(extended, min(2 * width, extended.shape[-1]))
-        origin, token = chosen // vocabulary, (chosen % vocabulary).astype(jnp.int32)
+        origin, token = chosen // vocab_size, (chosen % vocab_size).astype(jnp.int32)
         candidates = written[sentences, origin].at[:, :, step].set(token)
         ends = (token == end) | (step + 1 == steps)
 

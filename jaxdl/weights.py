@@ -1,8 +1,10 @@
-"""How published tensors become parameters: a family's table of names, and the rows that many families share."""
+"""How published tensors become parameters, and parameters published tensors: a family's table of names, and the rows that many families share."""
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,67 +16,114 @@ from jaxtyping import Array, PyTree
 from jaxdl.errors import UserError
 
 Transform = Callable[[np.ndarray], np.ndarray]
-Rows = dict[str, tuple[str, Transform]]
 
 _SHOWN = 10
 """How many mismatching tensors an error names."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    r"""Which published tensor each of our parameters is read from, and how.
+class Form:
+    """How a published tensor holds a parameter: `read` makes ours of it, `write`, its inverse, makes it of ours.
 
-    `rows` maps a regular expression for our path (`vision/head/probe`, to be matched in full) to the published name, in which `\1` is the expression's first group, and a function from that tensor to our parameter. Several of ours may read parts of one tensor. The first row that matches counts.
+    Where several parameters are packed into one tensor, ours is the part of number `part` of `parts` equal ones along its `axis`; `read` and `write` are about that part.
+    """
+
+    read: Transform
+    write: Transform
+    part: int = 0
+    parts: int = 1
+    axis: int = 0
+
+    def unpack(self, tensor: np.ndarray) -> np.ndarray:
+        """Our parameter in the published tensor. Raises `ValueError` where the tensor has no such form."""
+        return self.read(tensor if self.parts == 1 else np.split(tensor, self.parts, axis=self.axis)[self.part])
+
+
+Rows = dict[str, tuple[str, Form]]
+
+UNCHANGED = Form(lambda tensor: tensor, lambda param: param)
+"""The same on both sides."""
+TRANSPOSED = Form(np.transpose, np.transpose)
+"""A linear map: torch keeps (out, in), Flax (in, out)."""
+BATCHED = Form(lambda tensor: tensor.squeeze(0), lambda param: param[None])
+"""Theirs has a leading axis of length 1 that ours has not."""
+
+
+def scalar(*shape: int) -> Form:
+    """One number, which is published in a tensor of the given shape, all ones or empty, and read from any."""
+    return Form(lambda tensor: tensor.reshape(()), lambda param: param.reshape(shape))
+
+
+def patch_kernel(patch_size: int) -> Form:
+    """A convolution's `D C h w` as a matrix `h·w·C, D` on square patches."""
+    return Form(
+        lambda tensor: tensor.transpose(2, 3, 1, 0).reshape(-1, len(tensor)),
+        lambda param: param.reshape(patch_size, patch_size, -1, param.shape[-1]).transpose(3, 2, 0, 1),
+    )
+
+
+def packed(part: int, parts: int, form: Form = UNCHANGED, axis: int = 0) -> Form:
+    """Part number `part` of `parts` along `axis` of a published tensor, itself in the given form."""
+    return dataclasses.replace(form, part=part, parts=parts, axis=axis)
+
+
+def reordered(order: Sequence[int], axis: int, form: Form = UNCHANGED) -> Form:
+    """The form of a parameter whose published elements along `axis` are ours in the given `order`."""
+    back = np.argsort(order)
+
+    def read(tensor: np.ndarray) -> np.ndarray:
+        param = form.read(tensor)
+        if param.shape[axis] != len(order):
+            raise ValueError(f"{param.shape[axis]} elements are not put into an order of {len(order)}")
+        return np.take(param, back, axis)
+
+    return dataclasses.replace(form, read=read, write=lambda param: form.write(np.take(param, order, axis)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    r"""Which published tensor each of our parameters is read from and written to, and how.
+
+    `rows` maps a regular expression for our path (`vision/head/probe`, to be matched in full) to the published name, in which `\1` is the expression's first group, and the form of the parameter in that tensor. The first row that matches counts.
     """
 
     rows: Rows
     ignored: str = r"(?!)"
     """A regular expression for published names that are no parameters. The default matches none."""
     optional: str = r"(?!)"
-    """A regular expression for what some files have in their names, and others have not, such as a prefix; `rows` and `ignored` are without it. The default matches nothing."""
+    """A regular expression for a part of the names, such as a prefix, that some files have and others have not. Names are compared without it. The default matches nothing."""
 
-    def source(self, path: str) -> tuple[str, Transform]:
+    def source(self, path: str) -> tuple[str, Form]:
         """Raises `LookupError` where no row speaks of `path`: a gap in the table, not in the file."""
-        for pattern, (name, transform) in self.rows.items():
+        for pattern, (name, form) in self.rows.items():
             if match := re.fullmatch(pattern, path):
-                return match.expand(name), transform
+                return match.expand(name), form
         raise LookupError(f"no row of the table matches the parameter {path}")
 
-
-def unchanged(tensor: np.ndarray) -> np.ndarray:
-    """For what is kept in the same form on both sides."""
-    return tensor
-
-
-def scalar(tensor: np.ndarray) -> np.ndarray:
-    """The one number in a tensor."""
-    return tensor.reshape(())
-
-
-def patch_kernel(tensor: np.ndarray) -> np.ndarray:
-    """A convolution's `D C h w` as a matrix `h·w·C, D` on patches."""
-    return tensor.transpose(2, 3, 1, 0).reshape(-1, len(tensor))
+    def bare(self, name: str) -> str:
+        """A published name without what is optional in it."""
+        return re.sub(self.optional, "", name)
 
 
 def dense(ours: str, published: str) -> Rows:
-    """Rows for a linear map: torch keeps (out, in), Flax (in, out)."""
-    return {f"{ours}/kernel": (f"{published}.weight", np.transpose), f"{ours}/bias": (f"{published}.bias", unchanged)}
+    """Rows for a linear map with a bias."""
+    return {f"{ours}/kernel": (f"{published}.weight", TRANSPOSED), f"{ours}/bias": (f"{published}.bias", UNCHANGED)}
 
 
 def norm(ours: str, published: str) -> Rows:
     """Rows for a normalisation with scale and bias."""
-    return {f"{ours}/scale": (f"{published}.weight", unchanged), f"{ours}/bias": (f"{published}.bias", unchanged)}
+    return {f"{ours}/scale": (f"{published}.weight", UNCHANGED), f"{ours}/bias": (f"{published}.bias", UNCHANGED)}
 
 
 def separate_attention(ours: str, published: str) -> Rows:
-    """Rows for an attention of Hugging Face's that keeps its projections apart, as those of BART, CLIP and SigLIP do."""
+    """Rows for an attention that keeps its projections apart, as Hugging Face's encoders do."""
     names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
     parts = [dense(f"{ours}/{name}", f"{published}.{theirs}") for name, theirs in names.items()]
     return {path: source for part in parts for path, source in part.items()}
 
 
 def encoder_block(ours: str, published: str) -> Rows:
-    """Rows for a block of Hugging Face's CLIP and SigLIP towers."""
+    """Rows for a pre-norm block in the names of Hugging Face's towers for images and texts."""
     return {
         **norm(f"{ours}/attention_norm", f"{published}.layer_norm1"),
         **separate_attention(f"{ours}/attention", f"{published}.self_attn"),
@@ -87,10 +136,18 @@ def encoder_block(ours: str, published: str) -> Rows:
 def packed_attention(ours: str, published: str) -> Rows:
     """Rows for `torch.nn.MultiheadAttention`, which keeps query, key and value in one matrix."""
     rows = dense(f"{ours}/out", f"{published}.out_proj")
-    for index, name in enumerate(("query", "key", "value")):
-        rows[f"{ours}/{name}/kernel"] = f"{published}.in_proj_weight", lambda packed, index=index: np.split(packed, 3)[index].T
-        rows[f"{ours}/{name}/bias"] = f"{published}.in_proj_bias", lambda packed, index=index: np.split(packed, 3)[index]
+    for part, name in enumerate(("query", "key", "value")):
+        rows[f"{ours}/{name}/kernel"] = f"{published}.in_proj_weight", packed(part, 3, TRANSPOSED)
+        rows[f"{ours}/{name}/bias"] = f"{published}.in_proj_bias", packed(part, 3)
     return rows
+
+
+def image_settings(patch_size: int, kernel: Array | np.ndarray | jax.ShapeDtypeStruct, positions: int) -> dict[str, int]:
+    """`patch_size`, `image_size` and `num_channels` as a Hugging Face configuration has them, from a matrix on patches and how many positions there are for them. Raises `UserError` if those are not a square's."""
+    side = math.isqrt(positions)
+    if side**2 != positions:
+        raise UserError(f"{positions} positions are not those of a square image: only its image_size can be published")
+    return dict(patch_size=patch_size, image_size=side * patch_size, num_channels=kernel.shape[0] // patch_size**2)
 
 
 def convert(
@@ -102,18 +159,18 @@ def convert(
     """
     expected = flatten_dict(shapes, sep="/")
     sources = {path: table.source(path) for path in expected}
-    stored = {re.sub(table.optional, "", name): name for name in tensors}
+    stored = {table.bare(name): name for name in tensors}
     present = {name for name in stored if not re.fullmatch(table.ignored, name)}
-    wanted = {name for name, _ in sources.values()}
+    wanted = {table.bare(name): name for name, _ in sources.values()}
     _refuse(
-        [f"{name} is missing" for name in sorted(wanted - present)]
-        + [f"{name} is left over" for name in sorted(present - wanted)]
+        [f"{name} is missing" for bare, name in sorted(wanted.items()) if bare not in present]
+        + [f"{stored[name]} is left over" for name in sorted(present - wanted.keys())]
     )
     params, problems = {}, []
-    for path, (name, transform) in sources.items():
-        tensor, shape = tensors[stored[name]], expected[path].shape
+    for path, (name, form) in sources.items():
+        tensor, shape = tensors[stored[table.bare(name)]], expected[path].shape
         try:
-            value = transform(tensor)
+            value = form.unpack(tensor)
         except ValueError:
             value = tensor
         if value.shape != shape:
@@ -124,8 +181,42 @@ def convert(
     return unflatten_dict(params, sep="/")
 
 
+class PublishedTensors(Mapping[str, np.ndarray]):
+    """Parameters as the published tensors of a table, each made when it is asked for: the inverse of `convert`.
+
+    Raises `LookupError` for a parameter that the table does not know, and where a packed tensor lacks parts: gaps in the table.
+    """
+
+    def __init__(self, params: PyTree[Array | np.ndarray | jax.ShapeDtypeStruct], table: Table):
+        self._holders: dict[str, list[tuple[Form, Any]]] = {}
+        for path, param in flatten_dict(params, sep="/").items():
+            name, form = table.source(path)
+            self._holders.setdefault(name, []).append((form, param))
+        for name, parts in self._holders.items():
+            parts.sort(key=lambda held: held[0].part)
+            if [form.part for form, _ in parts] != list(range(parts[0][0].parts)):
+                raise LookupError(f"the parameters do not make the whole of {name}")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        parts = self._holders[name]
+        written = [form.write(np.asarray(param)) for form, param in parts]
+        return np.asarray(written[0] if len(written) == 1 else np.concatenate(written, axis=parts[0][0].axis), order="C")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._holders)
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+    def nbytes(self, name: str) -> int:
+        """The size of a tensor, which is not made for it."""
+        return sum(math.prod(param.shape) * jnp.dtype(param.dtype).itemsize for _, param in self._holders[name])
+
+
 def _refuse(problems: Sequence[str]) -> None:
     if problems:
         more = f", and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         shown = ", ".join(problems[:_SHOWN])
-        raise UserError(f"the weights do not fit the model that config.json describes: {shown}{more}; fetch both from one place")
+        raise UserError(
+            f"the weights do not fit the model that config.json describes: {shown}{more}; give a directory whose files belong together"
+        )

@@ -51,6 +51,6 @@ def write_published_siglip(directory: Path) -> None:
     (directory / "config.json").write_text(json.dumps(CONFIG))
     preprocessor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 8, "width": 8}}
     (directory / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    Tokenizer.train(["a photo of a cat"], vocabulary=20).save(directory)
+    Tokenizer.train(["a photo of a cat"], vocab_size=20).save(directory)
     config = json.loads((directory / "tokenizer_config.json").read_text())
     (directory / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 5}))

@@ -79,8 +79,8 @@ def test_top_p_keeps_the_fewest_that_reach_it_and_top_k_so_many():
     assert kept(top_k=3, top_p=0.5) == [False, True, True, False]
     assert kept(temperature=0.01, top_p=0.5) == [False, True, False, False]
     assert choose(logits, Sampling(temperature=0), KEY) == 1
-    assert choose(logits, Sampling(temperature=0, barred=(1, 2)), KEY) == 3
-    assert {int(choose(logits, Sampling(barred=(0, 3)), jax.random.key(seed))) for seed in range(30)} == {1, 2}
+    assert choose(logits, Sampling(temperature=0, suppressed_tokens=(1, 2)), KEY) == 3
+    assert {int(choose(logits, Sampling(suppressed_tokens=(0, 3)), jax.random.key(seed))) for seed in range(30)} == {1, 2}
 
 
 def test_there_is_nothing_to_draw_at_temperature_zero():
@@ -100,13 +100,15 @@ def remember(table, tokens, cache, valid):
     return table[(seen.astype(jnp.int32) * 7 + cache.next) % len(table)][:, None], cache
 
 
-def enumerate_all(table: np.ndarray, first: int, beam: Beam, barred: tuple[int, ...] = ()) -> list[tuple[float, list[int]]]:
+def enumerate_all(
+    table: np.ndarray, first: int, beam: Beam, suppressed_tokens: tuple[int, ...] = ()
+) -> list[tuple[float, list[int]]]:
     """Every continuation of up to STEPS tokens with its score, the best first."""
     found = []
     for length in range(1, STEPS + 1):
         for tokens in itertools.product(range(table.shape[1]), repeat=length):
             whole = END not in tokens[:-1] and (tokens[-1] == END or length == STEPS)
-            if not whole or set(tokens) & set(barred):
+            if not whole or set(tokens) & set(suppressed_tokens):
                 continue
             sum_ = 0.0
             for step in range(length):
@@ -122,7 +124,9 @@ def enumerate_all(table: np.ndarray, first: int, beam: Beam, barred: tuple[int, 
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     st.integers(0, 2**32 - 1),
-    st.sampled_from([Beam(27, 0.0), Beam(27, 0.6), Beam(27, 1.0, 0.0), Beam(27, 3.0, 0.0), Beam(27, 1.0, 0.0, barred=(2,))]),
+    st.sampled_from(
+        [Beam(27, 0.0), Beam(27, 0.6), Beam(27, 1.0, 0.0), Beam(27, 3.0, 0.0), Beam(27, 1.0, 0.0, suppressed_tokens=(2,))]
+    ),
 )
 def test_a_beam_that_holds_all_hypotheses_finds_the_best_continuations_that_there_are(seed, beam):
     table = np.random.default_rng(seed).normal(0, 2, (31, 3)).astype(np.float32)
@@ -131,7 +135,7 @@ def test_a_beam_that_holds_all_hypotheses_finds_the_best_continuations_that_ther
         remember, jnp.asarray(table), prompts, empty(2 * beam.width, STEPS), steps=STEPS, end=END, beam=beam
     )
     for row, first in enumerate((1, 2)):
-        wanted = enumerate_all(table, first, beam, beam.barred)[: beam.width]
+        wanted = enumerate_all(table, first, beam, beam.suppressed_tokens)[: beam.width]
         np.testing.assert_allclose(scores[row][: len(wanted)], [score for score, _ in wanted], rtol=1e-5, atol=1e-5)
         assert written[row][: len(wanted)].tolist() == [tokens for _, tokens in wanted]
         assert np.isneginf(scores[row][len(wanted) :]).all()

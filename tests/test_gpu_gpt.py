@@ -7,13 +7,13 @@ for library in ("torch", "transformers"):
 
 from benchmarks.gpu_gpt import GpuGpt, report
 
-SMALL = GpuGpt(batch_size=2, length=64, vocabulary=128, depth=2)
+SMALL = GpuGpt(batch_size=2, length=64, vocab_size=128, depth=2)
 
 
 def test_the_flops_of_a_step_are_those_of_the_formula():
     """Of a token six for each weight in a product, and twelve for each width and position of the attention in each block (Chowdhery et al. 2022, appendix B)."""
     width, depth = 768, SMALL.depth
-    weights = depth * 12 * width**2 + width * SMALL.vocabulary
+    weights = depth * 12 * width**2 + width * SMALL.vocab_size
     assert SMALL.flops() == 2 * 64 * (6 * weights + 12 * depth * width * 64)
 
 

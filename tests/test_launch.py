@@ -1,43 +1,166 @@
-"""The command line: every flag is explained and checked, every mistake is one line with its mend."""
+"""The command line and its twin in Python: every flag is explained and checked, every mistake is one line with its mend, every end has its status."""
 
 import dataclasses
 import errno
+import json
 import os
+import re
 import signal
 from typing import Annotated, Literal
 
+import jax.numpy as jnp
 import pytest
 from annotated_types import Ge
 
 from jaxdl import launch
 from jaxdl.errors import RunError, UserError
-from jaxdl.training import Execution
+from jaxdl.launch.command_line import _field_help
+from jaxdl.nn import ATTENTIONS
+from jaxdl.training import Execution, Run
+from jaxdl.training.saved import config_from_json
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(launch.Config):
+class Config(launch.Config, launch.Transformer, launch.Init, launch.Ask):
     """A toy."""
 
-    steps: Annotated[int, Ge(1)] = 7
     width: Annotated[int, Ge(1)] = 16
     """Width of the toy."""
+    widths: tuple[Annotated[int, Ge(1)], ...] = (3, 4)
+    """Widths of its layers."""
     norm: Literal["layer", "rms"] = "layer"
     """Norm of the toy."""
 
 
-def experiment(main=lambda config, workdir, execution: {}) -> launch.Experiment:
-    presets = {"default": Config(), "large": Config(preset="large", width=512)}
-    return launch.Experiment("toy", "A toy.", "Nobody 2026", "nothing", 1, presets, main)
+PRESETS = {
+    "default": Config(data="builtin:toys", steps=7),
+    "large": Config(data="tfds:toys", steps=7, width=512, attention="flash"),
+}
+
+
+def nothing(config, run):
+    """Trains nothing."""
+    return {}
+
+
+def experiment(main=nothing, **fields) -> launch.Experiment:
+    facts = dict(field="vision", summary="A toy.", paper="Nobody 2026, arXiv:2601.00001", minutes=1, expects={})
+    return launch.Experiment(main, PRESETS, **facts | fields)
+
+
+def parse(*arguments, directory="x"):
+    return launch.parse(experiment(), ["--workdir", str(directory), *arguments])
 
 
 def test_flags_presets_and_python_give_the_same_config(tmp_path):
-    parse = lambda *arguments: launch.parse(experiment(), ["--workdir", str(tmp_path), *arguments])
-    assert parse() == (Config(), tmp_path, Execution(), launch.Processes())
-    assert parse("--preset", "large", "--steps", "3")[0] == Config(preset="large", width=512, steps=3)
-    assert parse("--preset=large", "--norm", "rms", "--learning_rate", "0.5")[0] == Config(
-        preset="large", width=512, norm="rms", learning_rate=0.5
-    )
-    assert parse("--overwrite", "--log-every", "3")[2] == Execution(overwrite=True, log_every=3)
+    default, large = PRESETS.values()
+    assert parse(directory=tmp_path) == ("default", default, tmp_path, Execution(), launch.Processes())
+    assert parse("--preset", "large", "--steps", "3")[:2] == ("large", dataclasses.replace(large, steps=3))
+    preset, config, *_ = parse("--preset=large", "--norm", "rms", "--learning_rate", "0.5", "--widths", "5", "6", "7")
+    assert preset == "large" and config == dataclasses.replace(large, norm="rms", learning_rate=0.5, widths=(5, 6, 7))
+    assert parse("--overwrite", "--log-every", "3")[3] == Execution(overwrite=True, log_every=3)
+
+
+def test_the_flags_of_mixins_are_fields_of_the_config():
+    *_, config, _, _, _ = parse("--attention", "flash", "--dropout", "0.25", "--remat", "--scan-layers", "--precision", "bf16")
+    assert config.layer_fields() == {
+        "attention": ATTENTIONS["flash"], "dropout": 0.25, "remat": True, "scan": True, "dtype": jnp.bfloat16,
+    }  # fmt: skip
+    assert PRESETS["default"].layer_fields()["dtype"] is None
+    assert parse("--init", "runs/other")[1].init == "runs/other"
+    assert parse("--ask", "one", "two words")[1].ask == ("one", "two words")
+
+
+def test_a_config_comes_back_from_its_file_as_it_was(tmp_path):
+    """Tuples too; a question is no part of what a run computes, and may be asked of the same run."""
+    config = dataclasses.replace(PRESETS["large"], widths=(5, 6, 7), learning_rate=3e-4)
+    for asked in ((), ("one",)):
+        launch.run(experiment(), dataclasses.replace(config, ask=asked), tmp_path / "run", preset="large")
+        written = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert (written["experiment"], written["preset"]) == ("test_launch", "large") and "ask" not in written["config"]
+        assert config_from_json(written["config"], Config, tmp_path) == config
+    with pytest.raises(UserError, match=r"learning_rate: 0.0003 → 0.001"):
+        launch.run(experiment(), dataclasses.replace(config, learning_rate=1e-3), tmp_path / "run")
+    for changed, message in (({"width": 0}, "width"), ({"height": 1}, "height"), ({"norm": "batch"}, "norm")):
+        with pytest.raises(UserError, match=message):
+            config_from_json(written["config"] | changed, Config, tmp_path)
+
+
+def test_python_and_the_command_line_run_the_same(tmp_path):
+    """The result of `launch.run` is what `main` returns; it sees the config, and the run that is open."""
+    seen, set_up = [], []
+
+    def main(config, run):
+        seen.append((config, run.directory, run.preset, run.execution, run.experiment))
+        assert isinstance(run, Run) and run.config == config
+        return {"metrics": {"width": config.width}}
+
+    execution, config = Execution(log_every=3), dataclasses.replace(PRESETS["large"], steps=2)
+    toy = experiment(main, set_up=set_up.append)
+    assert launch.run(toy, config, tmp_path / "a", execution, preset="large") == {"metrics": {"width": 512}}
+    assert not set_up  # Settings of a process are its owner's.
+    with pytest.raises(SystemExit) as ended:
+        launch.launch(toy, ["--workdir", str(tmp_path / "b"), "--preset", "large", "--steps", "2", "--log-every", "3"])
+    assert ended.value.code == 0 and set_up == [config]
+    (first, second) = seen
+    assert first == (config, tmp_path / "a", "large", execution, "test_launch")
+    assert second == (config, tmp_path / "b", "large", execution, "test_launch")
+
+
+def test_an_experiment_has_the_name_of_its_file_run_as_a_module_or_imported(monkeypatch):
+    import sys
+    import types
+
+    assert experiment().name == "test_launch"
+    module = types.ModuleType("__main__")
+    module.__spec__ = types.SimpleNamespace(name="experiments.toy")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    main = lambda config, run: {}
+    main.__module__ = "__main__"
+    assert experiment(main).name == "toy"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "words"),
+    [
+        (0.1, "half a minute"), (0.5, "half a minute"), (0.74, "half a minute"), (0.8, "about a minute"), (1, "about a minute"),
+        (1.3, "about 1.5 minutes"), (1.5, "about 1.5 minutes"), (2, "about 2 minutes"), (11.8, "about 12 minutes"),
+    ],
+)  # fmt: skip
+def test_minutes_in_words(minutes, words):
+    assert experiment(minutes=minutes).duration == words
+
+
+@pytest.mark.parametrize(
+    ("expects", "promise", "outcome"),
+    [
+        ({}, "", "about a minute on two cores"),
+        ({"accuracy": (0.97, None)}, "accuracy ≥ 0.97", "accuracy ≥ 0.97, about a minute on two cores"),
+        ({"loss": (None, 1.65), "fid": (2, 30.5)}, "loss ≤ 1.65, 2 ≤ fid ≤ 30.5", "loss ≤ 1.65, 2 ≤ fid ≤ 30.5, about a minute on two cores"),
+    ],
+)  # fmt: skip
+def test_a_promise_in_words(expects, promise, outcome, capsys):
+    toy = experiment(expects=expects)
+    assert (toy.promise, toy.outcome) == (promise, outcome)
+    with pytest.raises(SystemExit):
+        launch.parse(toy, ["--help"])
+    assert f"By default: {outcome}." in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("metrics", "missed"),
+    [
+        ({"accuracy": 0.97, "loss": 1.0}, []),
+        ({"accuracy": 0.97, "loss": 2.0}, []),
+        ({"accuracy": 0.96, "loss": 0.9}, ["accuracy is 0.96", "loss is 0.9"]),
+        ({"accuracy": 1.0, "loss": 2.1}, ["loss is 2.1"]),
+        ({"accuracy": float("nan"), "loss": 1.5}, ["accuracy is nan"]),
+        ({"loss": 1.5, "other": 0.0}, ["accuracy is nan"]),
+    ],
+)
+def test_what_is_missed_of_a_promise(metrics, missed):
+    found = experiment(expects={"accuracy": (0.97, None), "loss": (1.0, 2.0)}).missed(metrics)
+    assert [line.partition(",")[0] for line in found] == missed
 
 
 @pytest.mark.parametrize(
@@ -85,20 +208,46 @@ def test_a_config_made_in_python_is_checked_too(values):
 
 def test_help_explains_every_flag_in_its_group(capsys):
     with pytest.raises(SystemExit) as ended:
-        launch.parse(experiment(), ["--help"])
+        parse("--help")
     assert not ended.value.code
     text = capsys.readouterr().out
-    for group in ("data options", "training options", "toy options", "execution options"):
-        assert group in text
-    for cls in (Config, Execution):
-        documented = launch._field_help(cls)
-        for field in dataclasses.fields(cls):
-            assert f"--{field.name.replace('_', '-')}" in text
-            assert len(documented[field.name].split()) >= 3, f"{field.name} is not explained"
+    _, *parts = re.split(r"^\W*([\w-]+) options\W*$", text, flags=re.MULTILINE)
+    groups = dict(zip(parts[::2], parts[1::2]))
+    classes = {
+        "data": launch.Data, "training": launch.Training, "transformer": launch.Transformer, "init": launch.Init, "ask": launch.Ask,
+        "test-launch": Config, "execution": Execution, "processes": launch.Processes,
+    }  # fmt: skip
+    assert set(groups) == set(classes)
+    for group, cls in classes.items():
+        own = {"width", "widths", "norm"} if cls is Config else {field.name for field in dataclasses.fields(cls)}
+        flags = {flag.replace("-", "_") for flag in re.findall(r"^\W{1,4}--([\w-]+)", groups[group], re.MULTILINE)}
+        assert flags == own, group
+        for name in own:
+            assert len(_field_help(cls)[name].split()) >= 3, f"{name} is not explained"
+
+
+def test_a_config_without_the_fields_of_training_has_none_of_their_flags(capsys):
+    @dataclasses.dataclass(frozen=True)
+    class Measure:
+        """What is measured."""
+
+        length: Annotated[int, Ge(1)] = 8
+        """Length of what is measured."""
+
+        def __post_init__(self) -> None:
+            launch.check(self)
+
+    toy = launch.Experiment(nothing, {"default": Measure()}, "kernels", "Measures.", "Nobody 2026, arXiv:2601.00001", 1, {})
+    preset, config, *_ = launch.parse(toy, ["--workdir", "x", "--length", "9"])
+    assert (preset, config) == ("default", Measure(9))
+    with pytest.raises(UserError, match="--length 0"):
+        launch.parse(toy, ["--workdir", "x", "--length", "0"])
+    with pytest.raises(UserError, match="Unrecognized options: --steps"):
+        launch.parse(toy, ["--workdir", "x", "--steps", "3"])
 
 
 def raising(error: BaseException):
-    def main(config, workdir, execution):
+    def main(config, run):
         raise error
 
     return main
@@ -122,7 +271,7 @@ def no_space() -> RuntimeError:
 )
 def test_every_end_has_its_status_and_its_line(error, status, line, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        launch.launch(experiment(raising(error)), ["--workdir", str(tmp_path)])
+        launch.launch(experiment(raising(error)), ["--workdir", str(tmp_path / "run")])
     assert ended.value.code == status
     (said,) = capsys.readouterr().err.strip().splitlines()
     assert said.startswith(line)
@@ -130,13 +279,13 @@ def test_every_end_has_its_status_and_its_line(error, status, line, tmp_path, ca
 
 def test_a_termination_outside_of_training_ends_with_143(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        launch.launch(experiment(lambda *_: os.kill(os.getpid(), signal.SIGTERM)), ["--workdir", str(tmp_path)])
+        launch.launch(experiment(lambda *_: os.kill(os.getpid(), signal.SIGTERM)), ["--workdir", str(tmp_path / "run")])
     assert ended.value.code == 143 and "SIGTERM" in capsys.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        launch.launch(experiment(lambda *_: 1 / 0), ["--workdir", str(tmp_path)])
+        launch.launch(experiment(lambda *_: 1 / 0), ["--workdir", str(tmp_path / "run")])
 
 
 @pytest.mark.parametrize("given", ["", "--xla_dump_to=a", "--xla_cpu_prefer_vector_width=128"])

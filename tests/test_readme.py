@@ -1,7 +1,5 @@
 """What the README says is so."""
 
-import importlib
-import pkgutil
 import re
 import subprocess
 import sys
@@ -11,7 +9,7 @@ import numpy as np
 from PIL import Image
 from published_siglip import write_published_siglip
 
-import experiments
+from experiments.__main__ import main
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -33,9 +31,9 @@ def test_pictures_and_folders_that_it_names_are_there():
         assert (root / path).exists(), path
 
 
-def test_every_experiment_has_a_row_with_its_minutes():
-    rows = dict(re.findall(r"^\| `(\w+)` \| \[.* \| ([\d.]+) \|$", README, re.MULTILINE))
-    names = [info.name for info in pkgutil.iter_modules(experiments.__path__) if not info.name.startswith("_")]
-    assert sorted(rows) == sorted(names)
-    for name in names:
-        assert float(rows[name]) == importlib.import_module(f"experiments.{name}").EXPERIMENT.minutes, name
+def test_its_table_of_experiments_is_the_one_that_they_print(capsys):
+    main(["--table"])
+    printed = capsys.readouterr().out.strip()
+    head = printed.splitlines()[0]
+    rows = README[README.index(head) :].partition("\n\n")[0] if head in README else ""
+    assert rows == printed, "put into README.md what `python -m experiments --table` prints"

@@ -1,4 +1,4 @@
-"""The smallest run of SigLIP that the command line can start, and when two runs ended alike."""
+"""The smallest run of two towers, in Python and on the command line, and when two runs ended alike."""
 
 from pathlib import Path
 
@@ -8,10 +8,11 @@ import numpy as np
 from jaxdl.training.state import parameter_paths
 
 ROOT = Path(__file__).parents[1]
-TINY = (
-    "--resolution=16 --patch=8 --width=16 --depth=1 --num-heads=2 --text-width=16 --text-depth=1 --text-length=6"
-    " --batch-size=4 --eval-examples=8 --vocabulary=300"
-).split()
+SIZES = dict(
+    resolution=16, patch_size=8, width=16, depth=1, num_heads=2, text_width=16, text_depth=1, text_length=6,
+    batch_size=4, eval_examples=8, vocab_size=300,
+)  # fmt: skip
+TINY = [f"--{name.replace('_', '-')}={value}" for name, value in SIZES.items()]
 
 
 def assert_same_parameters(ours: dict, expected: dict, what: str = "") -> None:

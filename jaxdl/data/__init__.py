@@ -1,15 +1,70 @@
-"""Sources, image and text processors, pipelines: numpy and grain, no jax."""
+"""Kinds of data, sources of typed elements, processors of images and text, augmentation and batches: numpy and grain, no jax."""
 
+from jaxdl.data.collate import pack_graphs, pad, stack
+from jaxdl.data.elements import (
+    AnnotatedImage,
+    Boxes,
+    CaptionedImage,
+    Graph,
+    Image,
+    LabelledImage,
+    LabelledText,
+    TableRow,
+    TextPair,
+    Tokens,
+    Translation,
+)
+from jaxdl.data.kinds import (
+    ANNOTATED_IMAGES,
+    CAPTIONED_IMAGES,
+    DOCUMENTS,
+    KINDS,
+    LABELLED_IMAGES,
+    NAMES,
+    PARALLEL_TEXT,
+    TABLES,
+    TEXT_PAIRS,
+    Folder,
+    Kind,
+    Records,
+)
 from jaxdl.data.pipeline import eval_batches, train_batches
-from jaxdl.data.sources import Cached, Source, open_labelled, open_source, open_told, some
+from jaxdl.data.sources import Cached, Info, Mapped, Source, Subset, evenly_spaced, report_left_out
 
 __all__ = [
+    "ANNOTATED_IMAGES",
+    "CAPTIONED_IMAGES",
+    "DOCUMENTS",
+    "KINDS",
+    "LABELLED_IMAGES",
+    "NAMES",
+    "PARALLEL_TEXT",
+    "TABLES",
+    "TEXT_PAIRS",
+    "AnnotatedImage",
+    "Boxes",
     "Cached",
+    "CaptionedImage",
+    "Folder",
+    "Graph",
+    "Image",
+    "Info",
+    "Kind",
+    "LabelledImage",
+    "LabelledText",
+    "Mapped",
+    "Records",
     "Source",
+    "Subset",
+    "TableRow",
+    "TextPair",
+    "Tokens",
+    "Translation",
     "eval_batches",
-    "open_labelled",
-    "open_source",
-    "open_told",
-    "some",
+    "evenly_spaced",
+    "pack_graphs",
+    "pad",
+    "report_left_out",
+    "stack",
     "train_batches",
 ]

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
-from jaxdl.errors import UserError, unknown
+from jaxdl.errors import UserError
 
-Fit = Literal["squash", "crop"]
+ResizeMode = Literal["stretch", "crop"]
 Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
@@ -47,7 +47,7 @@ def decode(image: str | os.PathLike | bytes) -> UInt8[np.ndarray, "H W 3"]:
 class ImageProcessor:
     """Brings images to the size, range and normalisation that a model was trained on: `(image / 255 − mean) / std`.
 
-    `preset` gives the published normalisations by name, `from_pretrained` reads that of a Hugging Face directory, `standardising` measures that of a training set. One mean and one deviation keep grey images grey; with three of each they become RGB.
+    `symmetric` maps to −1 … 1, `fit` measures mean and deviation of a training set, `from_pretrained` reads those of a Hugging Face directory; the published ones stand beside their models. One mean and one deviation keep grey images grey; with three of each they become RGB.
     """
 
     size: tuple[int, int]
@@ -57,23 +57,23 @@ class ImageProcessor:
     std: tuple[float, ...]
     resample: Resample = "bicubic"
     """The filter of PIL, which widens it when an image shrinks (antialiasing)."""
-    fit: Fit = "squash"
-    """`squash` changes the aspect ratio; `crop` scales both sides alike and cuts out the centre."""
+    resize_mode: ResizeMode = "stretch"
+    """`stretch` changes the aspect ratio; `crop` scales both sides alike and cuts out the centre."""
     shorter_side: int | None = None
-    """What `crop` scales the shorter side to, as published processors say it; where it is not given, an image is scaled until it just covers `size`."""
+    """What `crop` scales the shorter side to, as published processors say it. Where it is None, an image is scaled until it just covers `size`, which for a square is the same as its side."""
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise ValueError(f"means {self.mean} and deviations {self.std}: give three of each, or one of each for grey images")
         if self.shorter_side is not None and self.shorter_side < max(self.size):
             raise ValueError(f"a shorter side of {self.shorter_side} leaves nothing to crop {self.size} from: make it larger")
+        if self.size == (self.shorter_side, self.shorter_side):  # Said twice: equal processors shall compare as equal.
+            object.__setattr__(self, "shorter_side", None)
 
     @classmethod
-    def preset(cls, name: str, size: int | tuple[int, int], **changes: Any) -> "ImageProcessor":
-        """The processor `name` of `PRESETS` for images of `size`, a side or (height, width); `changes` are fields."""
-        if name not in PRESETS:
-            raise unknown("image preset", name, PRESETS)
-        return cls((size, size) if isinstance(size, int) else size, **{**PRESETS[name], **changes})
+    def symmetric(cls, size: int | tuple[int, int], **changes: Any) -> "ImageProcessor":
+        """The processor that maps RGB images to −1 … 1; `size` is a side or (height, width), `changes` are fields."""
+        return cls(_height_width(size), **{**dict(mean=(0.5,) * 3, std=(0.5,) * 3), **changes})
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "ImageProcessor":
@@ -84,13 +84,11 @@ class ImageProcessor:
         except (KeyError, TypeError, ValueError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise UserError(
-                f"{path} describes no image processor that is known here ({reason}): use one of the presets"
+                f"{path} describes no image processor that is known here ({reason}): give `mean` and `std` yourself"
             ) from error
 
     @classmethod
-    def standardising(
-        cls, images: Iterable[UInt8[np.ndarray, "_ _ _"]], size: int | tuple[int, int], **changes: Any
-    ) -> "ImageProcessor":
+    def fit(cls, images: Iterable[UInt8[np.ndarray, "_ _ _"]], size: int | tuple[int, int], **changes: Any) -> "ImageProcessor":
         """The processor of which `images`, brought to `size`, come out with mean 0 and deviation 1 in each channel: those of a training set, as grey or as coloured as its first. `changes` are fields.
 
         A channel that is the same everywhere is given the deviation of one grey level. Raises `UserError` if there are no images, and for a coloured one after a grey first.
@@ -100,8 +98,7 @@ class ImageProcessor:
         if first is None:
             raise UserError("there are no images to take mean and deviation of: the data set is empty")
         channels = first.shape[-1]
-        size = (size, size) if isinstance(size, int) else size
-        process = cls(size, **{**dict(mean=(0.0,) * channels, std=(1.0,) * channels), **changes})
+        process = cls(_height_width(size), **{**dict(mean=(0.0,) * channels, std=(1.0,) * channels), **changes})
         count, total, squares = 0, np.zeros(channels, np.int64), np.zeros(channels, np.int64)
         for image in itertools.chain([first], images):
             pixels = process.resize(image).reshape(-1, channels).astype(np.int64)  # Sums of whole numbers have no rounding.
@@ -123,7 +120,7 @@ class ImageProcessor:
             )
         if image.shape[-1] < len(self.mean):
             image = np.repeat(image, 3, axis=-1)
-        if self.fit == "squash":
+        if self.resize_mode == "stretch":
             return _resize(image, self.size, self.resample)
         height, width = image.shape[:2]
         if self.shorter_side:
@@ -134,6 +131,20 @@ class ImageProcessor:
         image = _resize(image, (up * height // down, up * width // down), self.resample)
         top, left = ((have - want) // 2 for have, want in zip(image.shape, self.size))
         return image[top : top + self.size[0], left : left + self.size[1]]
+
+    def to_config(self) -> dict[str, Any]:
+        """The entries of a `preprocessor_config.json` that `from_pretrained` and transformers read, but for the name of transformers' class. Raises `UserError` for a crop to another shape than a square that has no `shorter_side`: it cannot be said there."""
+        height, width = self.size
+        config = dict(do_resize=True, resample=int(Image.Resampling[self.resample.upper()]))
+        if self.resize_mode == "stretch":
+            config |= dict(size=dict(height=height, width=width), do_center_crop=False)
+        elif self.shorter_side is None and height != width:
+            raise UserError(f"a crop to {height}×{width} is written down with a shorter_side only: give the image processor one")
+        else:
+            config |= dict(size=dict(shortest_edge=self.shorter_side or height), do_center_crop=True)
+            config |= dict(crop_size=dict(height=height, width=width))
+        config |= dict(do_rescale=True, rescale_factor=1 / 255, do_normalize=True, do_convert_rgb=len(self.mean) == 3)
+        return config | dict(image_mean=list(self.mean), image_std=list(self.std))
 
     def unprocess(self, image: Float[np.ndarray, "*batch H W C"]) -> UInt8[np.ndarray, "*batch H W C"]:
         """The picture that a processed image shows, from 0 to 255: the inverse of the normalisation, not of the resizing."""
@@ -147,54 +158,8 @@ class ImageProcessor:
         return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # google/siglip-*: preprocessor_config.json.
-    "siglip": dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resample="bicubic", fit="squash"),
-    # github.com/openai/CLIP, clip.py, `_transform`: mean and deviation of its training images.
-    "clip": dict(
-        mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711), resample="bicubic", fit="crop"
-    ),
-    # github.com/pytorch/examples, imagenet/main.py: mean and deviation of the ImageNet training set.
-    "imagenet": dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resample="bilinear", fit="crop"),
-}
-
-
-def random_flip(image: UInt8[np.ndarray, "H W C"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W C"]:
-    """Left and right change places, or not, with equal chances. "left of" in a caption does not survive this."""
-    return image[:, ::-1] if rng.random() < 0.5 else image
-
-
-def random_crop(image: UInt8[np.ndarray, "H W C"], rng: np.random.Generator, padding: int) -> UInt8[np.ndarray, "H W C"]:
-    """A window of the image's own size from the image with `padding` black pixels on each side (He et al. 2016, section 4.2)."""
-    height, width = image.shape[:2]
-    top, left = rng.integers(0, 2 * padding, size=2, endpoint=True)
-    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    return padded[top : top + height, left : left + width]
-
-
-def random_resized_crop(
-    image: UInt8[np.ndarray, "H W C"],
-    rng: np.random.Generator,
-    *,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> UInt8[np.ndarray, "h w C"]:
-    """A window with a share `scale` of the area and width : height in `ratio` (Szegedy et al. 2015, section 6), at its own size.
-
-    An `ImageProcessor` that squashes resizes it. Area is drawn evenly, the ratio evenly in its logarithm. Where ten tries do not fit into the image, the largest centred window of an allowed ratio is taken.
-    """
-    height, width = image.shape[:2]
-    for _ in range(10):
-        area = rng.uniform(*scale) * height * width
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
-        if 0 < h <= height and 0 < w <= width:
-            top, left = rng.integers(0, height - h, endpoint=True), rng.integers(0, width - w, endpoint=True)
-            return image[top : top + h, left : left + w]
-    aspect = min(max(width / height, ratio[0]), ratio[1])
-    h, w = min(height, round(width / aspect)), min(width, round(height * aspect))
-    top, left = (height - h) // 2, (width - w) // 2
-    return image[top : top + h, left : left + w]
+IMAGENET: dict[str, Any] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resample="bilinear", resize_mode="crop")
+"""Fields of `ImageProcessor`: mean and deviation of the ImageNet training set, after github.com/pytorch/examples, imagenet/main.py."""
 
 
 def _resize(image: UInt8[np.ndarray, "H W C"], size: tuple[int, int], resample: Resample) -> UInt8[np.ndarray, "h w C"]:
@@ -213,7 +178,9 @@ def _read_config(directory: Path) -> tuple[Path, dict]:
                 return path, config.get("image_processor", config)
             except (ValueError, AttributeError) as error:
                 raise UserError(f"{path} is no JSON object ({error}): fetch it again") from error
-    raise UserError(f"{directory} holds no preprocessor_config.json: give a published model's directory, or use a preset")
+    raise UserError(
+        f"{directory} holds no preprocessor_config.json: give a published model's directory, or `mean` and `std` yourself"
+    )
 
 
 def _fields(config: dict) -> dict[str, Any]:
@@ -228,9 +195,11 @@ def _fields(config: dict) -> dict[str, Any]:
     size = config["size"]
     if config.get("do_center_crop", False):  # A bare number is the oldest form: the shorter side, the side of a square.
         shorter_side = size["shortest_edge"] if isinstance(size, dict) else size
-        return dict(size=_height_width(config["crop_size"]), fit="crop", shorter_side=shorter_side, **fields)
-    return dict(size=_height_width(size), fit="squash", **fields)
+        return dict(size=_height_width(config["crop_size"]), resize_mode="crop", shorter_side=shorter_side, **fields)
+    return dict(size=_height_width(size), resize_mode="stretch", **fields)
 
 
-def _height_width(size: int | dict) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size["height"], size["width"])
+def _height_width(size: int | tuple[int, int] | dict[str, int]) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    return (size["height"], size["width"]) if isinstance(size, dict) else size

@@ -3,17 +3,18 @@
 The classic set of surnames (Robertson's tutorial, 18 languages) is such a folder.
 """
 
+import copy
 import json
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32
 
-from jaxdl.data.sources import Split, taken_whole
-from jaxdl.errors import UserError, unknown
+from jaxdl.data.elements import LabelledText
+from jaxdl.data.sources import Info, Source, Split
+from jaxdl.errors import UserError
 
 CLDR_LANGUAGES = (
     "cs", "da", "de", "en", "es", "et", "fi", "fr", "hr", "hu", "id", "it", "nl", "pl", "pt", "ro", "sv", "tr",
@@ -25,29 +26,30 @@ _MARKS = " '’ʼ-."
 """What may stand between the letters of a name; numbers and brackets, as of years, are not names."""
 
 
-class Names:
-    """A source of names: `source[i]` is a dict with `name` (a string in NFC) and `label` (an index into `classes`).
+class Names(Source[LabelledText]):
+    """Names (strings in NFC), each with its language. `entries` are pairs of both; repetitions count once."""
 
-    A fifth of the distinct names is held out, by a fixed seed. Whoever bears a name, it is on one side only: what was learned by heart does not help.
-    """
-
-    def __init__(self, entries: Iterable[tuple[str, str]], split: Split | None):
-        """`entries` are pairs of a name and its language; repetitions count once. Without a `split` they are all there."""
+    def __init__(self, entries: Iterable[tuple[str, str]]):
         entries = sorted(set(entries))
-        self.classes = tuple(sorted({language for _, language in entries}))
-        distinct = sorted({name for name, _ in entries})
-        order = np.random.default_rng(0).permutation(len(distinct))
-        held_out = {distinct[index] for index in order[: round(TEST_SHARE * len(distinct))]}
-        if split is not None:
-            entries = [(name, language) for name, language in entries if (name in held_out) == (split == "test")]
+        self.info = Info(classes=tuple(sorted({language for _, language in entries})))
         self.names = [name for name, _ in entries]
-        self.labels = np.array([self.classes.index(language) for _, language in entries], np.int32)
+        self.labels = np.array([self.info.classes.index(language) for _, language in entries], np.int32)
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"name": self.names[index], "label": int(self.labels[index])}
+    def __getitem__(self, index: int) -> LabelledText:
+        return LabelledText(self.names[index], int(self.labels[index]))
+
+    def part(self, split: Split) -> "Names":
+        """A fifth of the distinct names is held out, by a fixed seed. Whoever bears a name, it is on one side only: what was learned by heart does not help."""
+        distinct = sorted(set(self.names))
+        order = np.random.default_rng(0).permutation(len(distinct))
+        held_out = {distinct[index] for index in order[: round(TEST_SHARE * len(distinct))]}
+        chosen = [index for index, name in enumerate(self.names) if (name in held_out) == (split == "test")]
+        part = copy.copy(self)
+        part.names, part.labels = [self.names[index] for index in chosen], self.labels[chosen]
+        return part
 
 
 def normalise(name: str) -> str:
@@ -72,15 +74,27 @@ def cldr_names(languages: Collection[str] = CLDR_LANGUAGES) -> list[tuple[str, s
     return [(name, *found) for name, found in written.items() if len(found) == 1]
 
 
-def read_names(folder: Path) -> list[tuple[str, str]]:
+def cldr(split: Split) -> Names:
+    """`cldr_names`, of which a fifth is held out."""
+    return Names(cldr_names()).part(split)
+
+
+FOLDER_WORDS = "two or more files LANGUAGE.txt with a name a line"
+
+
+def read_names(folder: Path) -> Names:
     """The names in the files LANGUAGE.txt of a folder, one a line, in UTF-8. A name may be in several files.
 
     Raises `UserError` if there are fewer than two files, or one of them is empty or no UTF-8.
     """
     files = sorted(path for path in folder.glob("*.txt") if path.is_file())
     if len(files) < 2:
-        found = f"{folder} has {len(files)} files of names" if folder.is_dir() else f"there is no folder {folder}"
-        raise UserError(f"{found}: give folder:PATH with two or more languages, each as LANGUAGE.txt with a name a line")
+        found = (
+            f"{folder} has {len(files)} {'file' if len(files) == 1 else 'files'} of names"
+            if folder.is_dir()
+            else f"there is no folder {folder}"
+        )
+        raise UserError(f"{found}: give folder:PATH with {FOLDER_WORDS}")
     entries = []
     for path in files:
         try:
@@ -90,26 +104,7 @@ def read_names(folder: Path) -> list[tuple[str, str]]:
         if not names:
             raise UserError(f"{path} has no names: give one a line, or remove the file")
         entries += [(name, path.stem) for name in names]
-    return entries
-
-
-def open_names(spec: str, split: Split) -> Names:
-    """The source that `spec` names: `builtin:names` (CLDR's) or `folder:PATH` (files LANGUAGE.txt). Raises `UserError` for anything else."""
-    kind, _, name = spec.partition(":")
-    match kind, name:
-        case "builtin", "names":
-            return Names(cldr_names(), split)
-        case "builtin", _:
-            raise unknown("built-in data set of names", name, ["names"])
-        case "folder", str(path) if path:
-            return Names(read_names(Path(path).expanduser()), split)
-    raise UserError(f"--data {spec!r} is no data set of names: give builtin:names, or folder:PATH with files LANGUAGE.txt")
-
-
-def held_out_names(data: str, eval_data: str = "") -> Names:
-    """What is measured on: what `eval_data` names, see `taken_whole`, and where it is empty the held-out part of `data`; both are specs of `open_names`."""
-    folder = taken_whole(eval_data)
-    return open_names(eval_data or data, "test") if folder is None else Names(read_names(folder), None)
+    return Names(entries)
 
 
 class Alphabet:
@@ -132,7 +127,7 @@ class Alphabet:
         try:
             return cls(json.loads(path.read_text(encoding="utf-8"))["characters"])
         except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{path} is no alphabet: restore it, or start anew with --overwrite") from None
+            raise UserError(f"{path} is no alphabet: restore it, or begin a new run") from None
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps({"characters": self.characters}, ensure_ascii=False) + "\n", encoding="utf-8")

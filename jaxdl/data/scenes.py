@@ -7,10 +7,13 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
+
+from jaxdl.data.elements import AnnotatedImage, Boxes, CaptionedImage
+from jaxdl.data.images import NO_PIXELS, with_captions
+from jaxdl.data.sources import Info, Source, Split
 
 SHAPES = ("circle", "triangle", "cross", "ring")
 COLORS = {
@@ -29,8 +32,9 @@ _GAP = 0.02
 _NUMBERS = ("zero", "one", "two", "three")
 _INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
-Field = Literal["text", "boxes", "labels", "masks", "questions"]
-"""What a `Scenes` source gives beside the image. The names are the keys of its examples."""
+TRAIN_SCENES, TEST_SCENES = 60_000, 2_000
+SEEDS = {"train": 0, "test": 1}
+"""Of the two splits of `builtin:scenes`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +79,7 @@ def scene(seed: int, index: int) -> Scene:
 
     A thing that finds no free place in a bounded number of tries is left out, so that boxes never overlap and there is always at least one.
     """
-    draw = iter(_generator(seed, index, stream=0).random(4 + 3 * (4 + 2 * _TRIES)).tolist())
+    draw = iter(philox(seed, index, stream=0).random(4 + 3 * (4 + 2 * _TRIES)).tolist())
     choose = lambda options: options[int(next(draw) * len(options))]
     things: list[Thing] = []
     for _ in range(choose((1, 2, 3))):
@@ -94,32 +98,38 @@ def scene(seed: int, index: int) -> Scene:
 
 
 def render(scene: Scene, resolution: int) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture: antialiased things on a grey ground with a slight tint, a gradient of light and Gaussian noise."""
-    random = _generator(scene.seed, scene.index, stream=1)
+    """The picture: antialiased things on the `ground`."""
+    image = ground(scene, resolution)
+    for thing in scene.things:
+        rows, columns, coverage = coverage_of(thing, resolution)
+        window = image[rows, columns]
+        window += coverage[..., None] * (np.asarray(COLORS[thing.color], np.float32) - window) * np.float32(0.9)
+    return np.clip(image, 0, 255, out=image).astype(np.uint8)
+
+
+def ground(scene: Scene, resolution: int) -> Float32[np.ndarray, "H W 3"]:
+    """What things lie on: grey with a slight tint, a gradient of light and Gaussian noise."""
+    random = philox(scene.seed, scene.index, stream=1)
     level, *tint, slope_x, slope_y = random.random(6, np.float32)
     x, y = _grid(resolution)
     light = 70 + 60 * level + 30 * (slope_x - 0.5) * x + 30 * (slope_y - 0.5) * y
     image = random.standard_normal((resolution, resolution, 3), np.float32)
     image *= 10
     image += light[..., None] + 20 * np.asarray(tint, np.float32)
-    for thing in scene.things:
-        rows, columns, coverage = _coverage(thing, resolution)
-        window = image[rows, columns]
-        window += coverage[..., None] * (np.asarray(COLORS[thing.color], np.float32) - window) * np.float32(0.9)
-    return np.clip(image, 0, 255, out=image).astype(np.uint8)
+    return image
 
 
 def masks(scene: Scene, resolution: int) -> Bool[np.ndarray, "N H W"]:
     """One mask per thing: the pixels of which it covers at least half."""
     result = np.zeros((len(scene.things), resolution, resolution), bool)
     for mask, thing in zip(result, scene.things):
-        rows, columns, coverage = _coverage(thing, resolution)
+        rows, columns, coverage = coverage_of(thing, resolution)
         mask[rows, columns] = coverage >= 0.5
     return result
 
 
-def boxes(scene: Scene) -> Float[np.ndarray, "N 4"]:
-    """One box per thing, `(x0, y0, x1, y1)` in units of the picture's side."""
+def boxes(scene: Scene) -> Float32[np.ndarray, "N 4"]:
+    """One box per thing, as `Boxes.xyxy`."""
     return np.array([(t.x - t.radius, t.y - t.radius, t.x + t.radius, t.y + t.radius) for t in scene.things], np.float32)
 
 
@@ -176,39 +186,44 @@ def questions(scene: Scene) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-class Scenes:
-    """A source of scenes: `source[i]` is a dict with `image` (`H W 3` uint8) and the fields asked for.
+class Scenes(Source[AnnotatedImage]):
+    """The first `length` scenes of a seed at a resolution, with captions, questions, and boxes of which the labels are indices into `SHAPES`; where they are asked for, masks."""
 
-    `text` is the tuple of captions, `boxes` is `N 4` float32 in units of the side, `labels` the `N` indices into `SHAPES`, `masks` is `N H W` bool, `questions` a tuple of (question, answer). `N` is the number of things, 1 to 3.
-    """
+    info = Info(classes=SHAPES)
 
-    classes = ()
-
-    def __init__(self, length: int, resolution: int = 32, seed: int = 0, fields: tuple[Field, ...] = ("text",)):
-        self.length, self.resolution, self.seed, self.fields = length, resolution, seed, fields
+    def __init__(self, length: int, resolution: int = 32, seed: int = 0, *, masks: bool = False):
+        self.length, self.resolution, self.seed, self.masks = length, resolution, seed, masks
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        described = self._scene(index)
+        drawn = masks(described, self.resolution) if self.masks else None
+        return dataclasses.replace(self.annotations(index), image=render(described, self.resolution), masks=drawn)
+
+    def annotations(self, index: int) -> AnnotatedImage:
+        described = self._scene(index)
+        labels = np.array([SHAPES.index(thing.shape) for thing in described.things], np.int32)
+        return AnnotatedImage(NO_PIXELS, captions(described), questions(described), Boxes(boxes(described), labels))
+
+    def _scene(self, index: int) -> Scene:
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
-        described = scene(self.seed, index)
-        make = {
-            "text": lambda: captions(described),
-            "boxes": lambda: boxes(described),
-            "labels": lambda: np.array([SHAPES.index(thing.shape) for thing in described.things], np.int32),
-            "masks": lambda: masks(described, self.resolution),
-            "questions": lambda: questions(described),
-        }
-        return {"image": render(described, self.resolution), **{field: make[field]() for field in self.fields}}
-
-    def texts(self, index: int) -> tuple[str, ...]:
-        """The captions of an example, without drawing it."""
-        return captions(scene(self.seed, index))
+        return scene(self.seed, index)
 
 
-def _generator(seed: int, index: int, stream: int) -> np.random.Generator:
+def annotated(split: Split, *, resolution: int = 32, masks: bool = False) -> Scenes:
+    """`builtin:scenes`."""
+    return Scenes(TRAIN_SCENES if split == "train" else TEST_SCENES, resolution, SEEDS[split], masks=masks)
+
+
+def captioned(split: Split, *, resolution: int = 32) -> Source[CaptionedImage]:
+    """`builtin:scenes` with nothing but their captions."""
+    return with_captions(annotated(split, resolution=resolution))
+
+
+def philox(seed: int, index: int, stream: int) -> np.random.Generator:
     """Counter-based, so that every (seed, index) has its own numbers without drawing those before it."""
     return np.random.Generator(np.random.Philox(key=(seed << 64) | index, counter=stream << 192))
 
@@ -220,7 +235,7 @@ def _grid(resolution: int) -> tuple[Float[np.ndarray, "1 W"], Float[np.ndarray, 
     return centers[None, :], centers[:, None]
 
 
-def _coverage(thing: Thing, resolution: int) -> tuple[slice, slice, Float[np.ndarray, "h w"]]:
+def coverage_of(thing: Thing, resolution: int) -> tuple[slice, slice, Float[np.ndarray, "h w"]]:
     """The window of pixels that a thing touches, and how much of each it covers, from 0 to 1.
 
     Coverage is read off the signed distance to the outline (negative inside): half a pixel in is full, half a pixel out is none.

@@ -5,8 +5,9 @@ import json
 import os
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -25,10 +26,10 @@ _FILES = ("spiece.model", "tokenizer.json")
 class Tokenizer(abc.ABC):
     """Texts to rows of token ids: each row ends with the token `end`, also where the text was cut, then `pad` fills it up.
 
-    `Tokenizer.train` makes one from texts, `Tokenizer.load` reads a published or a saved one. In SigLIP's published tokenizer `pad` is `end`.
+    `Tokenizer.train` makes one from texts, `Tokenizer.load` reads a published or a saved one. In some published tokenizers `pad` is `end`.
     """
 
-    vocabulary: int
+    vocab_size: int
     """The number of token ids, which run from 0."""
     pad: int
     end: int
@@ -50,7 +51,7 @@ class Tokenizer(abc.ABC):
         return rows
 
     def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
-        """The tokens of each text, without an end and without padding. What a published tokenizer puts before a text, as Gemma's `<bos>`, is there."""
+        """The tokens of each text, without an end and without padding. What a published tokenizer puts before a text, such as `<bos>`, is there."""
         return [np.asarray(ids, np.int32) for ids in self._encode(list(texts))]
 
     def decode(self, ids: Int[np.ndarray, "T"] | Sequence[int]) -> str:
@@ -70,17 +71,17 @@ class Tokenizer(abc.ABC):
     def _decode(self, ids: list[int]) -> str: ...
 
     @staticmethod
-    def train(texts: Iterable[str], vocabulary: int = 4096) -> "Tokenizer":
-        """Byte pair encoding (Sennrich et al. 2016) of lower-cased words, with at most `vocabulary` tokens.
+    def train(texts: Iterable[str], vocab_size: int = 4096) -> "Tokenizer":
+        """Byte pair encoding (Sennrich et al. 2016) of lower-cased words, with at most `vocab_size` tokens.
 
         At most half of them are single characters, rarer characters are unknown. The same texts give the same tokenizer, byte for byte. Raises `UserError` if there is no text, or the vocabulary has no room for anything.
         """
         texts = list(texts)
         if not any(text.strip() for text in texts):
             raise UserError("there is no text to train a tokenizer on: give at least one caption")
-        if vocabulary < 8:
+        if vocab_size < 8:
             raise UserError(
-                f"a vocabulary of {vocabulary} tokens is too small: give at least 8, for a few characters and three marks"
+                f"a vocabulary of {vocab_size} tokens is too small: give at least 8, for a few characters and three marks"
             )
         model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=_UNKNOWN))
         rules, splits = tokenizers.normalizers, tokenizers.pre_tokenizers
@@ -91,7 +92,7 @@ class Tokenizer(abc.ABC):
         model.decoder = tokenizers.decoders.Metaspace()
         marks = [_PAD, _END, _UNKNOWN]
         trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=vocabulary, special_tokens=marks, limit_alphabet=(vocabulary - len(marks)) // 2, show_progress=False
+            vocab_size=vocab_size, special_tokens=marks, limit_alphabet=(vocab_size - len(marks)) // 2, show_progress=False
         )
         model.train_from_iterator(texts, trainer)
         model.post_processor = tokenizers.processors.TemplateProcessing(
@@ -117,18 +118,18 @@ class Tokenizer(abc.ABC):
         return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, "unk_token": marks[2], _MARKS_ARE_TEXT: True})
 
     @staticmethod
-    def of_bytes(texts: Iterable[str], vocabulary: int = 4096) -> "Tokenizer":
+    def of_bytes(texts: Iterable[str], vocab_size: int = 4096) -> "Tokenizer":
         """Byte pair encoding of bytes, as GPT-2's: any text has tokens, and they give it back unchanged (Radford et al. 2019, section 2.2).
 
         The same texts give the same tokenizer. Raises `UserError` if the vocabulary has no room for the 256 bytes and the two marks.
         """
-        if vocabulary < 258:
-            raise UserError(f"a vocabulary of {vocabulary} tokens has no room for 256 bytes and two marks: give at least 258")
+        if vocab_size < 258:
+            raise UserError(f"a vocabulary of {vocab_size} tokens has no room for 256 bytes and two marks: give at least 258")
         model = tokenizers.Tokenizer(tokenizers.models.BPE())
         model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         model.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=vocabulary,
+            vocab_size=vocab_size,
             special_tokens=[_PAD, _END],
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
@@ -137,18 +138,24 @@ class Tokenizer(abc.ABC):
         return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, _MARKS_ARE_TEXT: True})
 
     @staticmethod
-    def load(path: str | os.PathLike) -> "Tokenizer":
+    def load(path: str | os.PathLike, classes: Mapping[str, Mapping[str, Any]] = {}) -> "Tokenizer":
         """Reads `tokenizer.json` or a sentencepiece model (`spiece.model`): give the file, or the directory that holds it.
 
-        `tokenizer_config.json` beside it says which tokens end and pad, and whether texts are cleaned as SigLIP's are. Raises `UserError` if there is no tokenizer, or a broken one.
+        `tokenizer_config.json` beside it may hold
+
+        - `eos_token` and `pad_token`: which tokens end a text and fill up a row,
+        - `do_lower_case`: whether texts are lower-cased first,
+        - `strip_punctuation`: whether ASCII punctuation is left out and white space collapsed (sentencepiece models only),
+        - `model_max_length`: the published `length`.
+
+        What it leaves out is looked up in `classes` under its `tokenizer_class`, since published files rely on what the code of that class does. `save` writes it all. Raises `UserError` if there is no tokenizer, or a broken one.
         """
         path = Path(path)
         file = next((path / name for name in _FILES if (path / name).is_file()), None) if path.is_dir() else path
         if file is None or not file.is_file():
             raise UserError(f"{path} holds no tokenizer: give a directory or a file with {' or '.join(_FILES)}")
         try:
-            config_file = file.with_name("tokenizer_config.json")
-            config = json.loads(config_file.read_text("utf-8")) if config_file.is_file() else {}
+            config = _read_config(file.parent, classes)
             if file.suffix == ".json":
                 return _WordPieces(tokenizers.Tokenizer.from_str(file.read_text("utf-8")), config)
             return _SentencePieces(sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes()), config)
@@ -158,21 +165,20 @@ class Tokenizer(abc.ABC):
             raise UserError(f"{file} cannot be read as a tokenizer ({error}): fetch or train it again") from error
 
     @staticmethod
-    def load_pair(path: str | os.PathLike) -> "tuple[Tokenizer, Tokenizer]":
-        """The tokenizers of source and target: Marian has two (`source.spm`, `target.spm`) with one table of ids (`vocab.json`); elsewhere both are what `load` reads. Raises `UserError` if they are missing or broken."""
+    def load_pair(path: str | os.PathLike, classes: Mapping[str, Mapping[str, Any]] = {}) -> "tuple[Tokenizer, Tokenizer]":
+        """The tokenizers of source and target: two sentencepiece models (`source.spm`, `target.spm`) with one table of ids (`vocab.json`), or else what `load` reads, twice. Raises `UserError` if they are missing or broken."""
         path = Path(path)
         if path.is_dir() and (path / "source.spm").is_file():
             try:
                 vocabulary = json.loads((path / "vocab.json").read_text("utf-8"))
-                config_file = path / "tokenizer_config.json"
-                config = json.loads(config_file.read_text("utf-8")) if config_file.is_file() else {}
-                source, target = (_MarianPieces(path / name, vocabulary, config) for name in ("source.spm", "target.spm"))
+                config = _read_config(path, classes)
+                source, target = (_PairPieces(path / name, vocabulary, config) for name in ("source.spm", "target.spm"))
                 return source, target
             except UserError:
                 raise
             except (OSError, RuntimeError, ValueError, AttributeError) as error:
                 raise UserError(f"the tokenizer in {path} cannot be read ({error}): fetch it again") from error
-        tokenizer = Tokenizer.load(path)
+        tokenizer = Tokenizer.load(path, classes)
         return tokenizer, tokenizer
 
 
@@ -183,11 +189,11 @@ class _WordPieces(Tokenizer):
         model.no_padding()
         model.no_truncation()
         model.encode_special_tokens = config.get(_MARKS_ARE_TEXT, False)
-        self.model, self.config, self.vocabulary = model, config, model.get_vocab_size()
+        self.model, self.config, self.vocab_size = model, config, model.get_vocab_size()
         self.length = _published_length(config)
         self.end = self._mark("eos_token", (_END, "<eos>", "[SEP]", "<|endoftext|>"))
         self.pad = self._mark("pad_token", (_PAD, "[PAD]", "<|endoftext|>"), self.end)
-        self.lower_case = config.get("do_lower_case", config.get("tokenizer_class", "").startswith("Siglip2"))
+        self.lower_case = config.get("do_lower_case", False)
 
     def __reduce__(self) -> tuple:
         """Made anew where it is sent: the library pickles a tokenizer without `encode_special_tokens`."""
@@ -211,8 +217,7 @@ class _WordPieces(Tokenizer):
 
     def _mark(self, key: str, usual: tuple[str, ...], default: int | None = None) -> int:
         """The id of the token that the configuration names, or else of the first usual one that there is."""
-        named = self.config.get(key)
-        named = named["content"] if isinstance(named, dict) else named
+        named = _content(self.config.get(key))
         ids = (self.model.token_to_id(token) for token in ([named] if named else usual))
         found = next((token for token in ids if token is not None), default)
         if found is None:
@@ -221,16 +226,22 @@ class _WordPieces(Tokenizer):
 
 
 class _SentencePieces(Tokenizer):
-    """A sentencepiece model, SigLIP's among them: its texts are lower-cased and lose their punctuation first."""
+    """A sentencepiece model."""
 
     def __init__(self, model: sentencepiece.SentencePieceProcessor, config: dict):
-        self.model, self.config, self.vocabulary = model, config, model.get_piece_size()
+        self.model, self.config, self.vocab_size = model, config, model.get_piece_size()
         self.length, self.end = _published_length(config), model.eos_id()
         if self.end < 0:
             raise UserError("the sentencepiece model has no token that ends a text: train it with an eos_id")
-        self.siglip = config.get("tokenizer_class", "").startswith("Siglip")
-        self.lower_case = config.get("do_lower_case", self.siglip)
-        self.pad = self.end if self.siglip or model.pad_id() < 0 else model.pad_id()
+        self.lower_case, self.strip_punctuation = (config.get(key, False) for key in ("do_lower_case", "strip_punctuation"))
+        self.pad = self._pad()
+
+    def _pad(self) -> int:
+        """The token that the configuration names, if the model has it, or else the model's own, or else the end."""
+        named = _content(self.config.get("pad_token"))
+        if named and (found := self.model.piece_to_id(named)) != self.model.unk_id():
+            return found
+        return self.model.pad_id() if self.model.pad_id() >= 0 else self.end
 
     def save(self, directory: str | os.PathLike) -> None:
         Path(directory).mkdir(parents=True, exist_ok=True)
@@ -246,11 +257,11 @@ class _SentencePieces(Tokenizer):
     def _clean(self, text: str) -> str:
         """As `canonicalize_text` of big_vision does, in evaluators/proj/image_text/prompt_engineering.py."""
         text = text.lower() if self.lower_case else text
-        return re.sub(r"\s+", " ", text.translate(_NO_PUNCTUATION)).strip() if self.siglip else text
+        return re.sub(r"\s+", " ", text.translate(_NO_PUNCTUATION)).strip() if self.strip_punctuation else text
 
 
-class _MarianPieces(Tokenizer):
-    """A sentencepiece model that says how a text is cut, and Marian's own table of the ids. A text for a model of several target languages begins with a mark as `>>deu<<`."""
+class _PairPieces(Tokenizer):
+    """One of two sentencepiece models, which says how a text is cut, and the table of ids that both share (Tiedemann and Thottingal 2020, OPUS-MT). A text for a model of several target languages begins with a mark as `>>deu<<`."""
 
     def __init__(self, file: Path, vocabulary: dict[str, int], config: dict):
         self.file_name, self.ids, self.config = file.name, vocabulary, config
@@ -260,7 +271,7 @@ class _MarianPieces(Tokenizer):
                 raise UserError(f"vocab.json beside {file} has no {mark}: fetch it again")
         self.pad, self.end, self.unknown = (vocabulary[mark] for mark in (_PAD, _END, _UNKNOWN))
         self.pieces = {token: piece for piece, token in vocabulary.items()}
-        self.vocabulary, self.length = max(self.pieces) + 1, _published_length(config)
+        self.vocab_size, self.length = max(self.pieces) + 1, _published_length(config)
 
     def save(self, directory: str | os.PathLike) -> None:
         Path(directory).mkdir(parents=True, exist_ok=True)
@@ -288,6 +299,17 @@ def _published_length(config: dict) -> int | None:
     """`model_max_length`, unless it is the huge number that stands for none."""
     length = config.get("model_max_length")
     return int(length) if length is not None and length < 1_000_000 else None
+
+
+def _content(mark: str | dict | None) -> str | None:
+    """A token as `tokenizer_config.json` names it, by itself or with its properties."""
+    return mark["content"] if isinstance(mark, dict) else mark
+
+
+def _read_config(directory: Path, classes: Mapping[str, Mapping[str, Any]] = {}) -> dict:
+    file = directory / "tokenizer_config.json"
+    config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return {**classes.get(config.get("tokenizer_class", "").removesuffix("Fast"), {}), **config}
 
 
 def _write_config(directory: str | os.PathLike, config: dict) -> None:

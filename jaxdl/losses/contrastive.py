@@ -64,7 +64,7 @@ def softmax_loss(
 ) -> Float[Array, ""]:
     """Symmetric cross-entropy: which text belongs to each image, and which image to each text, as the mean of both questions (CLIP, figure 3; InfoNCE, van den Oord et al. 2018, eq. 4, both ways).
 
-    Embeddings must be L2-normalised; row `i` of both belongs together. Cosine similarities are multiplied by `exp(log_temperature)`, but by no more than `largest_scale` (CLIP, section 2.5). A parameter beyond that has no gradient, which could bring it back: keep it within by the optimizer, as `experiments/clip.py` does.
+    Embeddings must be L2-normalised; row `i` of both belongs together. Cosine similarities are multiplied by `exp(log_temperature)`, but by no more than `largest_scale` (CLIP, section 2.5). A parameter beyond that has no gradient, which could bring it back: keep it within by the update's `project`, as `experiments/clip.py` does.
 
     `chunk_size` asks that many images, and then texts, at a time, in the backward pass too: chunk_size×B logits are held and not B×B. `axis_name` is for one device's rows of a larger batch, under `pmap` or `shard_map`: each device compares its own with all that the others have (CLIP, section 2.5), and the mean over the devices is the loss of the whole batch. Raises `UserError` if the chunks do not divide the rows.
     """

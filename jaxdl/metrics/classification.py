@@ -1,22 +1,24 @@
 """How often the most likely class is the right one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
-
-from jaxdl.data import Source
+from jaxtyping import Float, Int
 
 
 def classify(
-    predict: Callable[[Iterable[np.ndarray]], Float[np.ndarray, "B C"]],
-    held_out: Source,
-    process: Callable[[UInt8[np.ndarray, "_ _ _"]], Float[np.ndarray, "_ _ _"]],
+    predict: Callable[[Iterable[np.ndarray]], Float[np.ndarray, "B C"]], examples: Iterable[tuple[np.ndarray, int | np.integer]]
 ) -> tuple[Float[np.ndarray, "B C"], Int[np.ndarray, "B"]]:
-    """The scores that `predict` gives to every picture of a labelled source, each prepared by `process`, and the labels."""
-    labels = np.array([held_out[index]["label"] for index in range(len(held_out))])
-    images = (process(held_out[index]["image"]) for index in range(len(held_out)))
-    return predict(images).astype(np.float32), labels
+    """The scores that `predict` gives to every image of pairs (image, label), and the labels. Pairs are read once, as they are needed, so that they may be decoded on the way."""
+    labels: list[int] = []
+
+    def images() -> Iterator[np.ndarray]:
+        for image, label in examples:
+            labels.append(int(label))
+            yield image
+
+    scores = predict(images()).astype(np.float32)
+    return scores, np.array(labels, np.int64)
 
 
 def accuracy(scores: Float[np.ndarray, "B C"], labels: Int[np.ndarray, "B"]) -> float:

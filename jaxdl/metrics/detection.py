@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 
 def box_iou(first: Float[np.ndarray, "N 4"], second: Float[np.ndarray, "M 4"]) -> Float[np.ndarray, "N M"]:
-    """Intersection over union of every box with every other, from 0 to 1 (Everingham et al. 2010). A box is two opposite corners, the smaller coordinates first: (x0, y0, x1, y1) or (y0, x0, y1, x1), in both sets the same; one without an area has 0 with all."""
+    """Intersection over union of every box with every other, from 0 to 1 (Everingham et al. 2010). A box is (left, top, right, bottom) in any unit, in both sets the same; one without an area has 0 with all."""
     first, second = first[:, None], second[None]
     sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
     shared = np.maximum(sides, 0).prod(-1)

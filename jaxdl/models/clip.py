@@ -1,4 +1,4 @@
-"""CLIP: an image tower and a text tower that learn which text of a batch belongs to which image (Radford et al. 2021, arXiv:2103.00020)."""
+"""CLIP: an image tower and a text tower trained to match the images and texts of a batch (Radford et al. 2021, arXiv:2103.00020)."""
 
 import dataclasses
 import functools
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError, unknown
 from jaxdl.models.siglip import normalize
 from jaxdl.nn import (
@@ -28,7 +29,7 @@ from jaxdl.nn import (
     patchify,
     silu,
 )
-from jaxdl.weights import Table, dense, encoder_block, norm, patch_kernel, scalar, unchanged
+from jaxdl.weights import UNCHANGED, Table, dense, encoder_block, image_settings, norm, patch_kernel, scalar
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -37,16 +38,16 @@ def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 class VisionTower(nn.Module):
-    """A ViT with a normalisation before its first block, read out at its class token: images `B H W C` to vectors `B features`, not normalised.
+    """A ViT with a normalisation before its first block, read at its class token: images `B H W C` to vectors `B features`, not normalised.
 
     The number of positions is fixed by the resolution at initialisation. `scan` and `remat` are those of `Transformer`. Raises `UserError` for images that cannot be cut into patches.
     """
 
-    patch: int
+    patch_size: int
     width: int
     depth: int
     num_heads: int
-    hidden: int
+    mlp_dim: int
     features: int
     activation: Callable[[Array], Array] = quick_gelu
     attention: Attention = dot_product_attention
@@ -60,7 +61,7 @@ class VisionTower(nn.Module):
     def __call__(self, images: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B D"]:
         start = nn.initializers.normal(self.width**-0.5)
         # The patches have no bias: the positions that are added have one for each of them.
-        x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="patches")(patchify(images, self.patch))
+        x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="patches")(patchify(images, self.patch_size))
         token = self.param("class_token", start, (self.width,)).astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, self.width)), x], axis=1)
         x = LearnedPositions(name="positions")(x)
@@ -71,16 +72,16 @@ class VisionTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """A causal Transformer, as GPT-2 is one, read out where the text ends: tokens `B T` to vectors `B features`, not normalised.
+    """A causal Transformer, like GPT-2, read where the text ends: tokens `B T` to vectors `B features`, not normalised.
 
-    `end` is the token that ends a text; of several the first counts, since the published tokenizer fills up with it, and what comes later is never seen. Without it (None) the highest token id of a row is taken for the end, as in OpenAI's code, whose vocabulary has that token last.
+    `end` is the token that ends a text. The first one counts, since the published tokenizer also pads with it; what follows is never seen. None takes the highest token id of a row, as OpenAI's code does, whose vocabulary has that token last.
     """
 
-    vocabulary: int
+    vocab_size: int
     width: int
     depth: int
     num_heads: int
-    hidden: int
+    mlp_dim: int
     features: int
     end: int | None = None
     activation: Callable[[Array], Array] = quick_gelu
@@ -94,7 +95,7 @@ class TextTower(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B D"]:
         embedding = nn.Embed(
-            self.vocabulary, self.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype, name="tokens"
+            self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype, name="tokens"
         )
         x = LearnedPositions(name="positions")(embedding(tokens))
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
@@ -106,12 +107,12 @@ class TextTower(nn.Module):
 
 
 def _encoder(tower: VisionTower | TextTower, is_causal: bool = False) -> Transformer:
-    """The stack that is the same in both towers. Weights start as OpenAI's code starts those of the text tower: what leads back into the residual stream is smaller, as many sums are added up there."""
+    """The encoder, the same in both towers. Weights start as in the text tower of OpenAI's code, smaller for projections into the residual stream."""
     normal = nn.initializers.normal
     back = normal((2 * tower.depth * tower.width) ** -0.5)
     block = TransformerBlock(
         tower.num_heads,
-        tower.hidden,
+        tower.mlp_dim,
         tower.attention,
         attention_layer=functools.partial(MultiHeadAttention, kernel_init=normal(tower.width**-0.5), out_init=back),
         feed_forward_layer=functools.partial(
@@ -171,8 +172,8 @@ class CLIP(nn.Module):
         if name not in VARIANTS:
             raise unknown("CLIP variant", name, VARIANTS)
         row = VARIANTS[name]
-        size = lambda width, depth: dict(width=width, depth=depth, num_heads=width // HEAD_WIDTH, hidden=4 * width)
-        vision = VisionTower(patch=row.patch, features=row.features, **size(row.width, row.depth), **changes)
+        size = lambda width, depth: dict(width=width, depth=depth, num_heads=width // HEAD_WIDTH, mlp_dim=4 * width)
+        vision = VisionTower(patch_size=row.patch_size, features=row.features, **size(row.width, row.depth), **changes)
         text = TextTower(VOCABULARY, features=row.features, end=VOCABULARY - 1, **size(row.text_width, row.text_depth), **changes)
         return cls(vision, text)
 
@@ -187,9 +188,9 @@ LENGTH = 77
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A published size; heads, hidden widths, vocabulary and length are the same for all."""
+    """A published size; head width, feed-forward ratio, vocabulary and text length are the same for all."""
 
-    patch: int
+    patch_size: int
     resolution: int
     """Side of an image in pixels."""
     width: int
@@ -212,22 +213,33 @@ _ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 """OpenAI's, and that of models which others have trained."""
 
 
+def image_processor(size: int | tuple[int, int], **changes: Any) -> ImageProcessor:
+    """The processor of the published models: mean and deviation of OpenAI's training images, and the centre of an image whose shorter side is scaled; `changes` are fields.
+
+    The numbers are from github.com/openai/CLIP, clip.py, `_transform`. The crop is transformers': where an odd number of pixels is cut off, it may begin one pixel before that of torchvision, which OpenAI's code calls.
+    """
+    fields = dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711), resize_mode="crop")
+    return ImageProcessor.symmetric(size, **{**fields, **changes})
+
+
 def from_config(config: dict, **changes: Any) -> tuple[CLIP, tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
     """The model that a Hugging Face `config.json` describes, and abstract images and tokens of the sizes it was trained on.
 
     Fields that are left out have the defaults of transformers' `CLIPVisionConfig` and `CLIPTextConfig`. `changes` (`attention`, `dtype`, `dropout`, `scan`, `remat`) go to both towers. Raises `UserError` for a setting that is not CLIP's.
     """
     vision, text = _section(config, "vision_config"), _section(config, "text_config")
-    patch, side, features = vision.get("patch_size", 32), vision.get("image_size", 224), config.get("projection_dim", 512)
-    if not (isinstance(patch, int) and isinstance(side, int)):
-        raise UserError(f"images of {side} pixels in patches of {patch} are not read here: both must be the side of a square")
+    patch_size, side, features = vision.get("patch_size", 32), vision.get("image_size", 224), config.get("projection_dim", 512)
+    if not (isinstance(patch_size, int) and isinstance(side, int)):
+        raise UserError(
+            f"images of {side} pixels in patches of {patch_size} are not read here: both must be the side of a square"
+        )
     end = text.get("eos_token_id", VOCABULARY - 1)
     if not isinstance(end, int):
         raise UserError(f"eos_token_id in text_config is {end!r}: one token ends a text here")
     module = CLIP(
-        VisionTower(patch=patch, features=features, **_tower_fields(vision, "vision_config", 768, 12, 3072), **changes),
+        VisionTower(patch_size=patch_size, features=features, **_tower_fields(vision, "vision_config", 768, 12, 3072), **changes),
         TextTower(
-            vocabulary=text.get("vocab_size", VOCABULARY),
+            vocab_size=text.get("vocab_size", VOCABULARY),
             features=features,
             # Older files, OpenAI's among them, have a wrong token here, 2, and mean the highest of a row.
             end=None if end == 2 else end,
@@ -239,13 +251,48 @@ def from_config(config: dict, **changes: Any) -> tuple[CLIP, tuple[jax.ShapeDtyp
     return module, (images, jax.ShapeDtypeStruct((1, text.get("max_position_embeddings", LENGTH)), jnp.int32))
 
 
+def to_config(module: CLIP, params: PyTree) -> dict[str, Any]:
+    """The `config.json` that `from_config` and transformers read as this module, whose `params` (or their shapes) say how large images and how long texts are. Raises `UserError` for what cannot be said there: towers with embeddings of two widths, other activations, images that are not square, and token 2 as the `end`, which stands for a rule of older files."""
+    vision, text, table = module.vision, module.text, params["vision"]["positions"]["table"]
+    if vision.features != text.features:
+        raise UserError(f"features are {vision.features} and {text.features}: those of both towers have to be equal")
+    if text.end == 2:
+        raise UserError("end of the text tower is token 2, which a published CLIP cannot say: give the tokenizer another one")
+    images = image_settings(vision.patch_size, params["vision"]["patches"]["kernel"], len(table) - 1)
+    texts = dict(vocab_size=text.vocab_size, max_position_embeddings=len(params["text"]["positions"]["table"]))
+    texts |= dict(eos_token_id=2 if text.end is None else text.end)
+    return dict(
+        architectures=["CLIPModel"],
+        model_type="clip",
+        projection_dim=vision.features,
+        vision_config=_tower_config(vision) | dict(model_type="clip_vision_model") | images,
+        text_config=_tower_config(text) | dict(model_type="clip_text_model") | texts,
+    )
+
+
+def _tower_config(tower: VisionTower | TextTower) -> dict[str, Any]:
+    activations = {function: name for name, function in _ACTIVATIONS.items()}
+    if tower.activation not in activations:
+        raise unknown("activation of a published CLIP", getattr(tower.activation, "__name__", "?"), _ACTIVATIONS)
+    return dict(
+        hidden_size=tower.width,
+        num_hidden_layers=tower.depth,
+        num_attention_heads=tower.num_heads,
+        intermediate_size=tower.mlp_dim,
+        hidden_act=activations[tower.activation],
+        layer_norm_eps=tower.eps,
+        projection_dim=tower.features,
+        attention_dropout=0.0,
+    )
+
+
 def _section(config: dict, name: str) -> dict[str, Any]:
     """The settings of one tower. Older files have them twice, and transformers lets the second one, `…_dict`, decide."""
     settings = config.get(f"{name}_dict")
     return (config.get(name) or {}) if settings is None else settings
 
 
-def _tower_fields(config: dict, name: str, width: int, num_heads: int, hidden: int) -> dict[str, Any]:
+def _tower_fields(config: dict, name: str, width: int, num_heads: int, mlp_dim: int) -> dict[str, Any]:
     width, num_heads = config.get("hidden_size", width), config.get("num_attention_heads", num_heads)
     activation, dropout = config.get("hidden_act", "quick_gelu"), config.get("attention_dropout", 0.0)
     if width % num_heads:
@@ -258,7 +305,7 @@ def _tower_fields(config: dict, name: str, width: int, num_heads: int, hidden: i
         width=width,
         depth=config.get("num_hidden_layers", 12),
         num_heads=num_heads,
-        hidden=config.get("intermediate_size", hidden),
+        mlp_dim=config.get("intermediate_size", mlp_dim),
         activation=_ACTIVATIONS[activation],
         eps=config.get("layer_norm_eps", 1e-5),
     )
@@ -266,20 +313,24 @@ def _tower_fields(config: dict, name: str, width: int, num_heads: int, hidden: i
 
 _BLOCK, _LAYER = r"(vision|text)/encoder/block_(\d+)", r"\1_model.encoder.layers.\2"
 
-# The names of transformers' `CLIPModel`, its misspelt `pre_layrnorm` included.
-PUBLISHED = Table(
-    {
-        "log_temperature": ("logit_scale", scalar),
-        "vision/patches/kernel": ("vision_model.embeddings.patch_embedding.weight", patch_kernel),
-        "vision/class_token": ("vision_model.embeddings.class_embedding", unchanged),
-        "text/tokens/embedding": ("text_model.embeddings.token_embedding.weight", unchanged),
-        "(vision|text)/positions/table": (r"\1_model.embeddings.position_embedding.weight", unchanged),
-        **norm("vision/norm", "vision_model.pre_layrnorm"),
-        **encoder_block(_BLOCK, _LAYER),
-        **norm("vision/encoder/norm", "vision_model.post_layernorm"),
-        **norm("text/encoder/norm", "text_model.final_layer_norm"),
-        **dense("vision/head", "visual_projection"),
-        **dense("text/head", "text_projection"),
-    },
-    ignored=r".*\.position_ids",
-)
+ARCHITECTURES = ("CLIPModel",)
+
+
+def published(module: CLIP) -> Table:
+    """The names of transformers' `CLIPModel`, its misspelt `pre_layrnorm` included."""
+    return Table(
+        {
+            "log_temperature": ("logit_scale", scalar()),
+            "vision/patches/kernel": ("vision_model.embeddings.patch_embedding.weight", patch_kernel(module.vision.patch_size)),
+            "vision/class_token": ("vision_model.embeddings.class_embedding", UNCHANGED),
+            "text/tokens/embedding": ("text_model.embeddings.token_embedding.weight", UNCHANGED),
+            "(vision|text)/positions/table": (r"\1_model.embeddings.position_embedding.weight", UNCHANGED),
+            **norm("vision/norm", "vision_model.pre_layrnorm"),
+            **encoder_block(_BLOCK, _LAYER),
+            **norm("vision/encoder/norm", "vision_model.post_layernorm"),
+            **norm("text/encoder/norm", "text_model.final_layer_norm"),
+            **dense("vision/head", "visual_projection"),
+            **dense("text/head", "text_projection"),
+        },
+        ignored=r".*\.position_ids",
+    )

@@ -10,7 +10,6 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
@@ -27,7 +26,7 @@ from jaxdl.nn import (
     dot_product_attention,
 )
 from jaxdl.nn.transformer import as_rows
-from jaxdl.weights import Table, norm, unchanged
+from jaxdl.weights import UNCHANGED, Rows, Table, norm, packed
 
 
 @flax.struct.dataclass
@@ -38,19 +37,19 @@ class GPTOutput:
 
 
 class GPT(nn.Module):
-    """GPT-2: pre-norm blocks, learned positions, and logits by the table of token embeddings itself (Radford et al. 2019, section 2.3).
+    """GPT-2: pre-norm blocks, learned positions, and logits by the token embeddings (Radford et al. 2019, section 2.3).
 
-    Weights start from a normal distribution of deviation 0.02, and those that lead back into the residual stream from one `√(2 · depth)` times smaller: as many sums are added up there. Biases start from 0.
+    Weights start from a normal distribution of deviation 0.02, those of projections into the residual stream from one `√(2 · depth)` times smaller, since that many outputs are added up. Biases start from 0.
 
-    `GPT.variant("124M")` is a published size. `hidden` is `4 · width` unless given; `length` is the number of positions. `scan` and `remat` are those of `Transformer`.
+    `GPT.variant("124M")` is a published size. `mlp_dim` is `4 · width` unless given; `length` is the number of positions. `scan` and `remat` are those of `Transformer`.
     """
 
-    vocabulary: int
+    vocab_size: int
     length: int
     width: int
     depth: int
     num_heads: int
-    hidden: int | None = None
+    mlp_dim: int | None = None
     attention: Attention = dot_product_attention
     eps: float = 1e-5
     dropout: float = 0.0
@@ -59,7 +58,7 @@ class GPT(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        self.tokens = nn.Embed(self.vocabulary, self.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype)
+        self.tokens = nn.Embed(self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype)
         self.positions = self.param("positions", nn.initializers.normal(0.02), (self.length, self.width))
         self.drop = nn.Dropout(self.dropout)
         self.decoder = self._decoder()
@@ -68,7 +67,7 @@ class GPT(nn.Module):
         init = dict(kernel_init=nn.initializers.normal(0.02), out_init=nn.initializers.normal(0.02 / math.sqrt(2 * self.depth)))
         block = TransformerBlock(
             self.num_heads,
-            self.hidden or 4 * self.width,
+            self.mlp_dim or 4 * self.width,
             self.attention,
             attention_layer=functools.partial(MultiHeadAttention, **init),
             feed_forward_layer=functools.partial(FeedForward, **init),
@@ -81,7 +80,7 @@ class GPT(nn.Module):
         return Transformer(self.depth, block, scan=self.scan, remat=self.remat, **options)
 
     def __call__(self, tokens: Int[Array, "B T"], *, train: bool = False) -> GPTOutput:
-        """Whole sequences of at most `length` tokens. Raises `UserError` for longer ones."""
+        """Logits for full sequences of at most `length` tokens. Raises `UserError` for longer ones."""
         count = tokens.shape[1]
         if count > self.length:
             raise UserError(f"{count} tokens are more than the {self.length} positions that this GPT has: give fewer")
@@ -89,7 +88,7 @@ class GPT(nn.Module):
         return GPTOutput(self._logits(self.decoder(x, train=train)))
 
     def empty_cache(self, batch: int, slots: int, dtype: DTypeLike | None = None) -> Cache:
-        """For `decode` of up to `slots` tokens, prompt and padding included. Needs no parameters. Raises `UserError` if there are not so many positions."""
+        """An empty cache for `decode` of up to `slots` tokens, prompt and padding included. Needs no parameters. Raises `UserError` for more slots than positions."""
         if slots > self.length:
             raise UserError(f"{slots} tokens are more than the {self.length} positions that this GPT has: ask for fewer")
         return self._decoder(parent=None).empty_cache(batch, slots, self.width, dtype or self.dtype)
@@ -97,14 +96,14 @@ class GPT(nn.Module):
     def decode(
         self, tokens: Int[Array, "B T"], cache: Cache, *, valid: Bool[Array, "B T"] | None = None
     ) -> tuple[GPTOutput, Cache]:
-        """The next `T` tokens, be it a prompt or a single one, and the cache with them. `valid` is true for real tokens; padding may be on either side."""
+        """Decodes the next `T` tokens (a whole prompt or a single one) and returns the extended cache. `valid` is true for real tokens; padding may be on either side."""
         valid = jnp.ones(tokens.shape, bool) if valid is None else valid
         places = jnp.clip(cache.positions(valid), 0, self.length - 1)
         x, cache = self.decoder.decode(self._embed(tokens, self.positions[places], False), cache, valid=valid)
         return GPTOutput(self._logits(x)), cache
 
     def _embed(self, tokens: Int[Array, "B T"], positions: Float[Array, "*#B T D"], train: bool) -> Float[Array, "B T D"]:
-        """In the wider of both types, float32: that of the residual stream."""
+        """Token plus position embeddings in float32, the dtype of the residual stream."""
         return self.drop(self.tokens(tokens) + positions, deterministic=not train)
 
     def _logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -112,13 +111,13 @@ class GPT(nn.Module):
 
     @classmethod
     def variant(cls, name: str, **changes: Any) -> "GPT":
-        """The published model `name` of `VARIANTS`; `changes` are fields (`attention`, `dtype`, `dropout`, `scan`, `remat`, `vocabulary`, `length`)."""
+        """The published model `name` of `VARIANTS`; `changes` are fields (`attention`, `dtype`, `dropout`, `scan`, `remat`, `vocab_size`, `length`)."""
         if name not in VARIANTS:
             raise unknown("GPT variant", name, VARIANTS)
         return cls(**(dataclasses.asdict(VARIANTS[name]) | changes))
 
 
-def go_on(
+def continue_text(
     module: GPT,
     variables: PyTree,
     text: Sequence[int],
@@ -129,22 +128,22 @@ def go_on(
     end: int | None = None,
     stream: Callable[[int], None] | None = None,
 ) -> list[int]:
-    """Up to `tokens` tokens that go on from those of `text`; `end`, where it comes, is the last. `stream` is called with each as it is made.
+    """Up to `tokens` tokens that continue `text`, stopping after `end`. `stream` is called with each token as it is made.
 
-    All is seen as long as there are positions for it. When the `length` positions are used up, only the last half of them is still known, and so it is at the beginning of a text that is longer. Raises `UserError` for a text without a token.
+    When the context is full, generation continues from its last half, as it does from a text longer than the context. Raises `UserError` for an empty text.
     """
     if not text:
-        raise UserError("there is no token to go on from: give some text")
+        raise UserError("there is no token to continue from: give some text")
     half = (module.length + 1) // 2
     cache = module.empty_cache(1, module.length)
-    # One function for all rounds, so that they have one program.
+    # One callback for all rounds, so that they share one compiled program.
     streamed = None if stream is None else lambda row: stream(int(row[0]))
     written: list[int] = []
     while len(written) < tokens and end not in written:
         seen, missing = [*text, *written], tokens - len(written)
         if len(seen) > module.length:
             seen = seen[-half:]
-        # Where all fits, nothing is filled up. Elsewhere there will be rounds of halves, and this may be like them.
+        # No padding if everything fits. Otherwise more rounds of half a context follow, and this one gets their shape.
         width = len(seen) if len(seen) + missing <= module.length + 1 else max(half, len(seen))
         padding = width - len(seen)
         made = generate(
@@ -159,7 +158,7 @@ def go_on(
 
 @functools.cache
 def _next_logits(module: GPT) -> Decode:
-    """The same function for the same module, so that the loop is compiled once."""
+    """Cached, so that `generate` gets the same function and compiles once for a module."""
 
     def decode(
         variables: PyTree, tokens: Int[Array, "B T"], cache: Cache, valid: Bool[Array, "B T"]
@@ -172,12 +171,12 @@ def _next_logits(module: GPT) -> Decode:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A published size. Heads are 64 wide, but for the XL's, which are so too; the vocabulary is that of its byte pair encoding."""
+    """A published size. Heads are 64 wide in all; the vocabulary is that of the byte pair encoding."""
 
     width: int
     depth: int
     num_heads: int
-    vocabulary: int = 50_257
+    vocab_size: int = 50_257
     length: int = 1024
 
 
@@ -206,48 +205,70 @@ def from_config(config: dict, **changes: Any) -> tuple[GPT, tuple[jax.ShapeDtype
     if width % num_heads:
         raise UserError(f"n_embd of {width} cannot be split into {num_heads} heads (n_head)")
     module = GPT(
-        vocabulary=config.get("vocab_size", 50_257),
+        vocab_size=config.get("vocab_size", 50_257),
         length=config.get("n_positions", 1024),
         width=width,
         depth=config.get("n_layer", 12),
         num_heads=num_heads,
-        hidden=config.get("n_inner"),
+        mlp_dim=config.get("n_inner"),
         eps=config.get("layer_norm_epsilon", 1e-5),
         **changes,
     )
     return module, (jax.ShapeDtypeStruct((1, 1), jnp.int32),)
 
 
-def _rows(ours: str, published: str) -> dict:
-    """GPT-2's linear maps are kept as (in, out), as ours are."""
-    return {f"{ours}/kernel": (f"{published}.weight", unchanged), f"{ours}/bias": (f"{published}.bias", unchanged)}
+def to_config(module: GPT, params: PyTree) -> dict[str, Any]:
+    """The `config.json` that `from_config` and transformers read as this module. Which token ends a text is left open."""
+    return dict(
+        architectures=["GPT2LMHeadModel"],
+        model_type="gpt2",
+        vocab_size=module.vocab_size,
+        n_positions=module.length,
+        n_embd=module.width,
+        n_layer=module.depth,
+        n_head=module.num_heads,
+        n_inner=module.mlp_dim,
+        layer_norm_epsilon=module.eps,
+        activation_function="gelu_new",
+        embd_pdrop=module.dropout,
+        resid_pdrop=module.dropout,
+        attn_pdrop=0.0,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
 
 
-def _third(index: int, packed: np.ndarray) -> np.ndarray:
-    """Query, key or value, which one matrix has side by side."""
-    return np.split(packed, 3, axis=-1)[index]
+ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model")
 
 
-_BLOCK, _LAYER = r"decoder/block_(\d+)", r"h.\1"
-
-# The names of transformers' `GPT2LMHeadModel`.
-PUBLISHED = Table(
-    {
-        "tokens/embedding": ("wte.weight", unchanged),
-        "positions": ("wpe.weight", unchanged),
-        **norm(f"{_BLOCK}/attention_norm", f"{_LAYER}.ln_1"),
-        **{
-            f"{_BLOCK}/attention/{name}/{ours}": (f"{_LAYER}.attn.c_attn.{published}", functools.partial(_third, index))
-            for index, name in enumerate(("query", "key", "value"))
-            for ours, published in (("kernel", "weight"), ("bias", "bias"))
+def published(module: GPT) -> Table:
+    """The names of transformers' `GPT2LMHeadModel`."""
+    block, layer = r"decoder/block_(\d+)", r"transformer.h.\1"
+    third = {
+        f"{block}/attention/{name}/{ours}": (f"{layer}.attn.c_attn.{theirs}", packed(part, 3, axis=-1))
+        for part, name in enumerate(("query", "key", "value"))
+        for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
+    }
+    return Table(
+        {
+            "tokens/embedding": ("transformer.wte.weight", UNCHANGED),
+            "positions": ("transformer.wpe.weight", UNCHANGED),
+            **norm(f"{block}/attention_norm", f"{layer}.ln_1"),
+            **third,
+            **_linear(f"{block}/attention/out", f"{layer}.attn.c_proj"),
+            **norm(f"{block}/feed_forward_norm", f"{layer}.ln_2"),
+            **_linear(f"{block}/feed_forward/expand", f"{layer}.mlp.c_fc"),
+            **_linear(f"{block}/feed_forward/contract", f"{layer}.mlp.c_proj"),
+            **norm("decoder/norm", "transformer.ln_f"),
         },
-        **_rows(f"{_BLOCK}/attention/out", f"{_LAYER}.attn.c_proj"),
-        **norm(f"{_BLOCK}/feed_forward_norm", f"{_LAYER}.ln_2"),
-        **_rows(f"{_BLOCK}/feed_forward/expand", f"{_LAYER}.mlp.c_fc"),
-        **_rows(f"{_BLOCK}/feed_forward/contract", f"{_LAYER}.mlp.c_proj"),
-        **norm("decoder/norm", "ln_f"),
-    },
-    # Masks, and the copy of the embeddings that some files keep as the head.
-    ignored=r".*\.attn\.(masked_)?bias|lm_head\.weight",
-    optional=r"^transformer\.",  # The hub's own files were saved without the head, and have none.
-)
+        # Masks, and the copy of the embeddings that some files keep as the head.
+        ignored=r".*\.attn\.(masked_)?bias|lm_head\.weight",
+        optional=r"^transformer\.",  # The hub's own files were saved without the head, and have none.
+    )
+
+
+def _linear(ours: str, published: str) -> Rows:
+    """GPT-2's linear maps are kept as (in, out), as ours are."""
+    return {f"{ours}/kernel": (f"{published}.weight", UNCHANGED), f"{ours}/bias": (f"{published}.bias", UNCHANGED)}

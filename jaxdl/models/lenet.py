@@ -20,7 +20,7 @@ class LeNet(nn.Module):
 
     channels: Sequence[int] = (16, 32)
     hidden: Sequence[int] = (128,)
-    classes: int = 10
+    num_classes: int = 10
     kernel_size: int = 5
     dropout: float = 0.0
     method: Method = "fastest"
@@ -31,7 +31,7 @@ class LeNet(nn.Module):
         options = dict(kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
         self.convolutions = [Conv(width, self.kernel_size, method=self.method, **options) for width in self.channels]
         self.dense = [nn.Dense(width, **options) for width in self.hidden]
-        self.head = nn.Dense(self.classes, dtype=self.dtype)
+        self.head = nn.Dense(self.num_classes, dtype=self.dtype)
         self.drop = nn.Dropout(self.dropout)
 
     def feature_maps(self, images: Float[Array, "B H W C"]) -> list[Float[Array, "B _ _ _"]]:

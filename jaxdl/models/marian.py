@@ -5,16 +5,17 @@ Published weights are those of Marian (Junczys-Dowmunt et al. 2018), with which 
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError, unknown
 from jaxdl.generate import Beam, Decode, Sampling, beam_search, generate
 from jaxdl.nn import (
@@ -33,7 +34,7 @@ from jaxdl.nn import (
     sinusoidal,
 )
 from jaxdl.nn.transformer import as_rows
-from jaxdl.weights import Table, dense, norm, separate_attention, unchanged
+from jaxdl.weights import BATCHED, UNCHANGED, Rows, Table, dense, norm, reordered, separate_attention
 
 ACTIVATIONS = {"relu": jax.nn.relu, "swish": silu, "silu": silu, "gelu": gelu, "gelu_new": gelu_tanh}
 """Of the feed-forwards, by HF's names: the paper has ReLU (eq. 2), opus-mt swish."""
@@ -52,22 +53,22 @@ class Stack:
 
     depth: int = 6
     num_heads: int = 8
-    hidden: int = 2048
+    mlp_dim: int = 2048
 
 
 class EncoderDecoder(nn.Module):
-    """An encoder, and a decoder that attends to what it has made of the source. One table embeds the tokens of both languages and gives the logits (section 3.4).
+    """An encoder, and a decoder that attends to its output. One embedding table is shared by both languages and the logits (section 3.4).
 
     - Embeddings are multiplied by `√width` with `scale_embedding`, since they start `√width` times smaller than the positions that are added to them.
     - `norm_first` is False in the paper (post-norm), which needs a warm-up of the learning rate.
     - `interleaved` positions are the paper's; Marian has all sines before all cosines. `length` is how many there are.
-    - `pad` fills up sources and is not looked at; `start` is what a target begins with, in Marian `pad` itself.
+    - `pad` pads sources and is masked; `start` begins a target, in Marian `pad` itself.
     - `logits_bias` adds a learned bias to the logits, as Marian can.
 
     `EncoderDecoder.variant("base")` has the paper's sizes. `scan` and `remat` are those of `Transformer`.
     """
 
-    vocabulary: int
+    vocab_size: int
     width: int = 512
     encoder_stack: Stack = Stack()
     decoder_stack: Stack = Stack()
@@ -90,10 +91,10 @@ class EncoderDecoder(nn.Module):
         if self.activation not in ACTIVATIONS:
             raise unknown("activation", self.activation, ACTIVATIONS)
         self.tokens = nn.Embed(
-            self.vocabulary, self.width, embedding_init=nn.initializers.normal(self.width**-0.5), dtype=self.dtype
+            self.vocab_size, self.width, embedding_init=nn.initializers.normal(self.width**-0.5), dtype=self.dtype
         )
         if self.logits_bias:
-            self.bias = self.param("logits_bias", nn.initializers.zeros, (self.vocabulary,))
+            self.bias = self.param("logits_bias", nn.initializers.zeros, (self.vocab_size,))
         self.drop = nn.Dropout(self.dropout)
         self.encoder = self._stack(self.encoder_stack)
         self.decoder = self._stack(self.decoder_stack, decodes=True)
@@ -101,7 +102,7 @@ class EncoderDecoder(nn.Module):
     def _stack(self, sizes: Stack, *, decodes: bool = False, **options: Any) -> Transformer:
         block = TransformerBlock(
             sizes.num_heads,
-            sizes.hidden,
+            sizes.mlp_dim,
             self.attention,
             feed_forward_layer=functools.partial(FeedForward, activation=ACTIVATIONS[self.activation]),
             norm=functools.partial(LayerNorm, self.eps),
@@ -142,19 +143,19 @@ class EncoderDecoder(nn.Module):
     def encode(
         self, source: Int[Array, "B S"], *, segments: Int[Array, "B S"] | None = None, train: bool = False
     ) -> Float[Array, "B S D"]:
-        """What the encoder makes of each source token."""
+        """The encoder's output for each source token."""
         if segments is None:
             mask, places = padding_mask(source != self.pad), self._places(source)
         else:
             mask, places = segment_mask(segments), segment_positions(segments)
         return self.encoder(self._embed(source, places, train), mask=mask, train=train)
 
-    def remember(self, source: Int[Array, "B S"]) -> Cache:
-        """The encoded sources as keys and values for `decode`, computed once."""
-        return self.decoder.remember(self.encode(source), source != self.pad)
+    def cache_memory(self, source: Int[Array, "B S"]) -> Cache:
+        """Encodes sources and projects them to keys and values for `decode`, once."""
+        return self.decoder.cache_memory(self.encode(source), source != self.pad)
 
     def empty_cache(self, batch: int, slots: int, dtype: DTypeLike | None = None) -> Cache:
-        """For `decode` of up to `slots` target tokens. Needs no parameters. Raises `UserError` if there are not so many positions."""
+        """An empty cache for `decode` of up to `slots` target tokens. Needs no parameters. Raises `UserError` for more slots than positions."""
         if slots > self.length:
             raise UserError(f"{slots} tokens are more than the {self.length} positions that there are: ask for fewer")
         return self._stack(self.decoder_stack, decodes=True, parent=None).empty_cache(
@@ -164,7 +165,7 @@ class EncoderDecoder(nn.Module):
     def decode(
         self, target: Int[Array, "B T"], cache: Cache, memory: Cache, *, valid: Bool[Array, "B T"] | None = None
     ) -> tuple[EncoderDecoderOutput, Cache]:
-        """The next `T` target tokens, the first of all being `start`, and the cache with them; `memory` is that of `remember`."""
+        """Decodes the next `T` target tokens, the very first being `start`, and returns the extended cache; `memory` is from `cache_memory`."""
         valid = jnp.ones(target.shape, bool) if valid is None else valid
         places = jnp.clip(cache.positions(valid), 0, self.length - 1)
         x, cache = self.decoder.decode(self._embed(target, places, False), cache, memory, valid=valid)
@@ -174,7 +175,7 @@ class EncoderDecoder(nn.Module):
         return jnp.arange(tokens.shape[1])[None]
 
     def _embed(self, tokens: Int[Array, "B T"], places: Int[Array, "#B T"], train: bool) -> Float[Array, "B T D"]:
-        """In the wider of both types, float32: that of the residual stream."""
+        """Token plus position embeddings in float32, the dtype of the residual stream."""
         if tokens.shape[1] > self.length:
             raise UserError(f"{tokens.shape[1]} tokens are more than the {self.length} positions that there are: give fewer")
         scale = self.width**0.5 if self.scale_embedding else 1.0
@@ -186,11 +187,11 @@ class EncoderDecoder(nn.Module):
         return logits + self.bias if self.logits_bias else logits
 
     @classmethod
-    def variant(cls, name: str, vocabulary: int, **changes: Any) -> "EncoderDecoder":
+    def variant(cls, name: str, vocab_size: int, **changes: Any) -> "EncoderDecoder":
         """The model `name` of `VARIANTS`; `changes` are fields."""
         if name not in VARIANTS:
             raise unknown("variant", name, VARIANTS)
-        return cls(vocabulary, **(VARIANTS[name] | changes))
+        return cls(vocab_size, **(VARIANTS[name] | changes))
 
 
 # Vaswani et al. 2017, table 3.
@@ -216,13 +217,13 @@ def translate(
     end: int,
     beam: Beam | None = Beam(),
 ) -> Int[Array, "B steps"]:
-    """The best translation of each source that the search finds, in at most `steps` tokens; `end` from its end on. Without a beam the likeliest token is taken at each step (greedy).
+    """The best translation of each source by beam search, in at most `steps` tokens, filled with `end`. Without a beam it is greedy.
 
-    To be compiled with its arrays as arguments. Padding is never written. Raises `UserError` if there are not so many positions.
+    Call it under `jit`, with its arrays as arguments. Padding is never generated. Raises `UserError` for more steps than positions.
     """
     width = 1 if beam is None else beam.width
     rows_axis = int(module.scan)
-    memory = module.apply(variables, source, method="remember")
+    memory = module.apply(variables, source, method="cache_memory")
     memory = memory.replace(
         entries=jax.tree.map(lambda entry: jnp.repeat(entry, width, axis=rows_axis), memory.entries),
         valid=jnp.repeat(memory.valid, width, axis=0),
@@ -231,16 +232,16 @@ def translate(
     cache = module.empty_cache(len(source) * width, steps)
     given = _next_logits(module), (variables, memory), prompt, cache
     if beam is None:
-        greedy = Sampling(temperature=0, barred=(module.pad,))
+        greedy = Sampling(temperature=0, suppressed_tokens=(module.pad,))
         return generate(*given, jax.random.key(0), steps=steps, sampling=greedy, end=end)
-    beam = dataclasses.replace(beam, barred=(*beam.barred, module.pad))
+    beam = dataclasses.replace(beam, suppressed_tokens=(*beam.suppressed_tokens, module.pad))
     written, _ = beam_search(*given, steps=steps, end=end, beam=beam, rows_axis=rows_axis)
     return written[:, 0]
 
 
 @functools.cache
 def _next_logits(module: EncoderDecoder) -> Decode:
-    """The same function for the same module, so that the search is compiled once."""
+    """Cached, so that the search gets the same function and compiles once for a module."""
 
     def decode(given: PyTree, target: Int[Array, "B T"], cache: Cache, valid: Bool[Array, "B T"]) -> tuple[Array, Cache]:
         variables, memory = given
@@ -253,7 +254,7 @@ def _next_logits(module: EncoderDecoder) -> Decode:
 def from_config(config: dict, **changes: Any) -> tuple[EncoderDecoder, tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
     """The model that a Hugging Face `config.json` of type `marian` describes, and abstract source and target tokens.
 
-    Fields that are left out have the defaults of transformers' `MarianConfig`. Raises `UserError` for a setting that is not read here: separate vocabularies or embeddings, pre-norm, a learned table of positions.
+    Fields that are left out have the defaults of transformers' `MarianConfig`. Two that only `to_config` writes are the `logits_bias`, unless it is there, and `interleaved_positions`, see `published`. Raises `UserError` for a setting that is not read here: separate vocabularies or embeddings, pre-norm, a learned table of positions.
     """
     only = dict(
         share_encoder_decoder_embeddings=True, tie_word_embeddings=True, normalize_before=False, normalize_embedding=False,
@@ -262,9 +263,9 @@ def from_config(config: dict, **changes: Any) -> tuple[EncoderDecoder, tuple[jax
     for field, wanted in only.items():
         if (given := config.get(field, wanted)) != wanted:
             raise UserError(f"{field} is {given!r}: published Marian models have {wanted!r}, and nothing else is read here")
-    vocabulary, width = config.get("vocab_size", 58_101), config.get("d_model", 1024)
-    if (other := config.get("decoder_vocab_size") or vocabulary) != vocabulary:
-        raise UserError(f"decoder_vocab_size is {other} and vocab_size {vocabulary}: only a shared vocabulary is read here")
+    vocab_size, width = config.get("vocab_size", 58_101), config.get("d_model", 1024)
+    if (other := config.get("decoder_vocab_size") or vocab_size) != vocab_size:
+        raise UserError(f"decoder_vocab_size is {other} and vocab_size {vocab_size}: only a shared vocabulary is read here")
     stacks = {}
     for name in ("encoder", "decoder"):
         sizes = config.get(f"{name}_layers", 12), config.get(f"{name}_attention_heads", 16), config.get(f"{name}_ffn_dim", 4096)
@@ -275,7 +276,7 @@ def from_config(config: dict, **changes: Any) -> tuple[EncoderDecoder, tuple[jax
     if activation not in ACTIVATIONS:
         raise unknown("activation_function", activation, ACTIVATIONS)
     module = EncoderDecoder(
-        vocabulary,
+        vocab_size,
         width,
         **stacks,
         length=config.get("max_position_embeddings", 1024),
@@ -283,16 +284,89 @@ def from_config(config: dict, **changes: Any) -> tuple[EncoderDecoder, tuple[jax
         start=config.get("decoder_start_token_id", 58_100),
         activation=activation,
         scale_embedding=config.get("scale_embedding", False),
-        interleaved=False,
-        logits_bias=True,
+        interleaved=config.get("interleaved_positions", False),
+        logits_bias=config.get("logits_bias", True),
         **changes,
     )
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     return module, (tokens, tokens)
 
 
-def _stack(name: str, *, cross: bool) -> dict:
-    block, layer = rf"{name}/block_(\d+)", rf"{name}.layers.\1"
+def to_config(module: EncoderDecoder, params: PyTree) -> dict[str, Any]:
+    """The `config.json` that `from_config` and transformers read as this module. Which token ends a text is left open. Raises `UserError` for what transformers' Marian has not: `norm_first`, and another `eps` than 1e-5."""
+    for field, only in (("norm_first", False), ("eps", 1e-5)):
+        if (given := getattr(module, field)) != only:
+            raise UserError(f"{field} is {given!r}: a published Marian model has {only!r}, and no other can be written")
+    stacks = {"encoder": module.encoder_stack, "decoder": module.decoder_stack}
+    sizes = {f"{name}_layers": sizes.depth for name, sizes in stacks.items()}
+    sizes |= {f"{name}_attention_heads": sizes.num_heads for name, sizes in stacks.items()}
+    sizes |= {f"{name}_ffn_dim": sizes.mlp_dim for name, sizes in stacks.items()}
+    return dict(
+        architectures=["MarianMTModel"],
+        model_type="marian",
+        vocab_size=module.vocab_size,
+        decoder_vocab_size=module.vocab_size,
+        d_model=module.width,
+        max_position_embeddings=module.length,
+        pad_token_id=module.pad,
+        decoder_start_token_id=module.start,
+        eos_token_id=None,
+        forced_eos_token_id=None,
+        activation_function=module.activation,
+        scale_embedding=module.scale_embedding,
+        dropout=module.dropout,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        share_encoder_decoder_embeddings=True,
+        tie_word_embeddings=True,
+        static_position_embeddings=True,
+        **sizes,
+        **({} if module.logits_bias else dict(logits_bias=False)),
+        **(dict(interleaved_positions=True) if module.interleaved else {}),
+    )
+
+
+def load_texts(directory: str | os.PathLike) -> tuple[Tokenizer, Tokenizer]:
+    """The tokenizers of source and target. Raises `UserError` as `Tokenizer.load_pair` does."""
+    return Tokenizer.load_pair(directory)
+
+
+ARCHITECTURES = ("MarianMTModel",)
+
+
+def published(module: EncoderDecoder) -> Table:
+    """The names of transformers' `MarianMTModel`.
+
+    There all sines come before all cosines. A model with `interleaved` positions is the same function with its channels in another order, and is published in that order: every map into and out of the residual stream has them so.
+    """
+    rows = {"tokens/embedding": ("model.shared.weight", UNCHANGED), "logits_bias": ("final_logits_bias", BATCHED)}
+    rows |= _stack("encoder", cross=False) | _stack("decoder", cross=True)
+    if module.interleaved:
+        order = [*range(0, module.width, 2), *range(1, module.width, 2)]
+        axes = {path: _stream_axis(path) for path in rows}
+        rows = {
+            path: (name, form if axes[path] is None else reordered(order, axes[path], form))
+            for path, (name, form) in rows.items()
+        }
+    # Copies of the one table, and positions, which are computed.
+    ignored = r"lm_head\.weight|(en|de)coder\.embed_(tokens|positions)\.weight"
+    return Table(
+        rows,
+        # Transformers keeps zeros for a bias that is not there.
+        ignored=ignored if module.logits_bias else rf"{ignored}|final_logits_bias",
+        optional=r"^model\.",
+    )
+
+
+def _stream_axis(path: str) -> int | None:
+    """Which axis of a parameter is the residual stream, of the last in `path` if there is any."""
+    if path.endswith(("query/kernel", "key/kernel", "value/kernel", "expand/kernel")):
+        return 0
+    return None if path.endswith(("query/bias", "key/bias", "value/bias", "expand/bias", "logits_bias")) else -1
+
+
+def _stack(name: str, *, cross: bool) -> Rows:
+    block, layer = rf"{name}/block_(\d+)", rf"model.{name}.layers.\1"
     rows = {
         **separate_attention(f"{block}/attention", f"{layer}.self_attn"),
         **norm(f"{block}/attention_norm", f"{layer}.self_attn_layer_norm"),
@@ -304,17 +378,3 @@ def _stack(name: str, *, cross: bool) -> dict:
         rows |= separate_attention(f"{block}/cross_attention", f"{layer}.encoder_attn")
         rows |= norm(f"{block}/cross_attention_norm", f"{layer}.encoder_attn_layer_norm")
     return rows
-
-
-# The names of transformers' `MarianMTModel`.
-PUBLISHED = Table(
-    {
-        "tokens/embedding": ("shared.weight", unchanged),
-        "logits_bias": ("final_logits_bias", np.ravel),
-        **_stack("encoder", cross=False),
-        **_stack("decoder", cross=True),
-    },
-    # Copies of the one table, and positions, which are computed.
-    ignored=r"lm_head\.weight|(en|de)coder\.embed_(tokens|positions)\.weight",
-    optional=r"^model\.",
-)

@@ -121,13 +121,13 @@ def dropout_masks(key: Key[Array, ""], rate: float, rows: int, widths: Sequence[
 
 
 class MLP(nn.Module):
-    """Layers of `hidden` widths with ReLU and dropout, and a last one that gives `classes` logits. Inputs of any shape are flattened.
+    """Layers of `hidden` widths with ReLU and dropout, and a last one that gives `num_classes` logits. Inputs of any shape are flattened.
 
     `backward` says whose gradients are used, the chain's or jax's; values are the same. Kernels start from a normal distribution of variance `2 / fan_in`, cut at two deviations, which ReLUs leave as large as it came (He et al. 2015, eq. 10); biases from 0. The chain is differentiated once and in reverse: for `jax.jvp` or second derivatives choose `"jax"`.
     """
 
     hidden: Sequence[int] = (256, 128)
-    classes: int = 10
+    num_classes: int = 10
     dropout: float = 0.0
     backward: Literal["hand", "jax"] = "hand"
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
@@ -143,7 +143,7 @@ class MLP(nn.Module):
             raise unknown("backward pass", self.backward, NETWORKS)
         x = x.reshape(len(x), -1)
         layers, inputs = [], x.shape[1]
-        for index, outputs in enumerate((*self.hidden, self.classes)):
+        for index, outputs in enumerate((*self.hidden, self.num_classes)):
             kernel = self.param(f"kernel_{index}", self.kernel_init, (inputs, outputs), self.param_dtype)
             bias = self.param(f"bias_{index}", nn.initializers.zeros, (outputs,), self.param_dtype)
             layers, inputs = [*layers, (kernel, bias)], outputs

@@ -1,7 +1,8 @@
-"""PaliGemma: an image, seen by SigLIP's tower, and a question stand before an answer that Gemma writes (Beyer et al. 2024, arXiv:2407.07726; PaliGemma 2: Steiner et al. 2024, arXiv:2412.03555)."""
+"""PaliGemma: Gemma answers a question about an image, which SigLIP's tower encodes (Beyer et al. 2024, arXiv:2407.07726; PaliGemma 2: Steiner et al. 2024, arXiv:2412.03555)."""
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import flax.linen as nn
@@ -11,18 +12,20 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from jaxdl.data.location_tokens import WORDS
+from jaxdl.data.prompts import PromptProcessor
 from jaxdl.errors import UserError, unknown
 from jaxdl.generate import Decode, Sampling, generate
 from jaxdl.models import gemma, siglip
 from jaxdl.models.gemma import Gemma
 from jaxdl.models.siglip import VisionTower
 from jaxdl.nn import Cache
-from jaxdl.weights import Table, dense, encoder_block, norm, patch_kernel, unchanged
+from jaxdl.weights import Table, dense, image_settings
 
 
 @flax.struct.dataclass
 class PaliGemmaOutput:
-    """`logits` (B T V): the token that follows each place. Only those of the answer, and the one before it, have been trained to mean something."""
+    """`logits` (B T V) of the token after each position. Only those at the answer, and at the position before it, are trained."""
 
     logits: PyTree
 
@@ -30,9 +33,9 @@ class PaliGemmaOutput:
 class PaliGemma(nn.Module):
     """The patches of an image through the vision tower without its head, a linear map to the width of the decoder, and the decoder over patches and tokens (Beyer et al. 2024, section 2).
 
-    Among the tokens, `image_token` keeps the places of the patches, as many as there are of them: a row with another number gives NaN. What the projection puts there is not multiplied by √width, as embeddings of tokens are. The prefix, image and question, is read both ways, the answer causally. Positions count from 1.
+    `image_token` marks the positions of the patches among the tokens, one for each; a row with another number of them gives NaN. Projected patches are not multiplied by √width as token embeddings are. Attention is bidirectional over the prefix (image and question) and causal over the answer. Positions count from 1.
 
-    `PaliGemma.variant("3b")` is a published size; `jaxdl.data.paligemma` makes its inputs.
+    `PaliGemma.variant("3b")` is a published size; `jaxdl.data.prompts` makes its inputs.
     """
 
     vision: VisionTower
@@ -45,13 +48,13 @@ class PaliGemma(nn.Module):
     def __call__(
         self, images: Float[Array, "B H W C"], tokens: Int[Array, "B T"], prefix: Int[Array, "B"], *, train: bool = False
     ) -> PaliGemmaOutput:
-        """Whole sequences, of which the first `prefix` tokens of each row are image and question, and whose padding is at the end."""
+        """Logits for full sequences; the first `prefix` tokens of each row are image and question, and padding is at the end."""
         x = self._embed(images, tokens, train)
         positions = 1 + jnp.arange(tokens.shape[1])[None]
         return PaliGemmaOutput(self.text.logits(self.text(x, prefix, positions=positions, train=train)))
 
     def empty_cache(self, batch: int, slots: int, dtype: DTypeLike | None = None) -> Cache:
-        """For `decode` of up to `slots` tokens, those of the image and padding included. Needs no parameters."""
+        """An empty cache for `decode` of up to `slots` tokens, those of the image and padding included. Needs no parameters."""
         return self.text.clone(parent=None).empty_cache(batch, slots, dtype)
 
     def decode(
@@ -62,7 +65,7 @@ class PaliGemma(nn.Module):
         images: Float[Array, "B H W C"] | None = None,
         valid: Bool[Array, "B T"] | None = None,
     ) -> tuple[PaliGemmaOutput, Cache]:
-        """First the prefix with its `images`, whole; then the tokens of the answer, any number at a time. `valid` is true for real tokens: prefixes of different lengths are padded on the left. The cache comes with what is known after them."""
+        """Decodes the whole prefix, with its `images`, or the next tokens of the answer, any number at a time, and returns the extended cache. `valid` is true for real tokens: prefixes of different lengths are padded on the left."""
         valid = jnp.ones(tokens.shape, bool) if valid is None else valid
         x = self.text.embed(tokens) if images is None else self._embed(images, tokens, False)
         positions = 1 + cache.positions(valid)
@@ -70,7 +73,7 @@ class PaliGemma(nn.Module):
         return PaliGemmaOutput(self.text.logits(x)), cache
 
     def _embed(self, images: Float[Array, "B H W C"], tokens: Int[Array, "B T"], train: bool) -> Float[Array, "B T D"]:
-        """Vectors of tokens, and those of patches where `image_token` keeps their places, in order."""
+        """Token embeddings, with those of the patches, in order, at the positions of `image_token`."""
         patches = self.projection(self.vision(images, train=train))
         seen = tokens == self.image_token
         x = self.text.embed(jnp.where(seen, 0, tokens))  # Its own vector is not used, and may be beyond the vocabulary.
@@ -85,7 +88,7 @@ class PaliGemma(nn.Module):
             raise unknown("PaliGemma variant", name, VARIANTS)
         row = VARIANTS[name]
         tower = siglip.SigLIP.variant(row.vision, **changes).vision.clone(head=False)
-        return cls(tower, Gemma.variant(row.text, vocabulary=VOCABULARY, **changes), IMAGE_TOKEN)
+        return cls(tower, Gemma.variant(row.text, vocab_size=VOCABULARY, **changes), IMAGE_TOKEN)
 
 
 def answer(
@@ -100,9 +103,9 @@ def answer(
     end: int | None = None,
     sampling: Sampling = Sampling(temperature=0),
 ) -> Int[Array, "B steps"]:
-    """What the model writes, in at most `steps` tokens, to rows of image and question whose padding is on the left; where there is an `end`, it is `end` from there on. Greedy, unless there is another way of `sampling`, for which there has to be a `key`.
+    """Generates the answers to rows of image and question, padded on the left, in at most `steps` tokens, filled with `end`. Greedy by default; other `sampling` needs a `key`.
 
-    To be compiled with its arrays as arguments.
+    Call it under `jit`, with its arrays as arguments.
     """
     key = jax.random.key(0) if key is None else key
     cache = module.empty_cache(len(tokens), tokens.shape[1] + steps - 1)
@@ -112,7 +115,7 @@ def answer(
 
 @functools.cache
 def _next_logits(module: PaliGemma) -> Decode:
-    """The same function for the same module, so that the loop is compiled once."""
+    """Cached, so that `generate` gets the same function and compiles once for a module."""
 
     def decode(given: PyTree, tokens: Int[Array, "B T"], cache: Cache, valid: Bool[Array, "B T"]) -> tuple[Array, Cache]:
         variables, images = given
@@ -130,7 +133,7 @@ IMAGE_TOKEN = 257_152
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Which of SigLIP's towers and of Gemma's decoders are put together."""
+    """The SigLIP tower and the Gemma decoder of a published model."""
 
     vision: str
     text: str
@@ -162,40 +165,69 @@ def from_config(
     Fields that are left out have the defaults of transformers. `changes` (`attention`, `dtype`, `dropout`, `remat`) go to tower and decoder. Raises `UserError` for a setting that is not PaliGemma's.
     """
     vision, text = config.get("vision_config") or _VISION, gemma.fields_of_config(config.get("text_config") or _TEXT)
-    patch, side = vision.get("patch_size", 16), vision.get("image_size", 224)
-    if not (isinstance(patch, int) and isinstance(side, int)):
-        raise UserError(f"images of {side} pixels in patches of {patch} are not read here: both must be the side of a square")
+    patch_size, side = vision.get("patch_size", 16), vision.get("image_size", 224)
+    if not (isinstance(patch_size, int) and isinstance(side, int)):
+        raise UserError(
+            f"images of {side} pixels in patches of {patch_size} are not read here: both must be the side of a square"
+        )
     if (projected := config.get("projection_dim", 2048)) != text["width"]:
         raise UserError(
             f"patches become vectors of {projected} and tokens of {text['width']} (projection_dim): they must be of one width"
         )
     module = PaliGemma(
-        VisionTower(patch=patch, head=False, **siglip.tower_fields(vision, "vision_config"), **changes),
+        VisionTower(patch_size=patch_size, head=False, **siglip.tower_fields(vision, "vision_config"), **changes),
         Gemma(**text, **changes),
         config.get("image_token_index", config.get("image_token_id", 256_000)),
     )
     images = jax.ShapeDtypeStruct((1, side, side, vision.get("num_channels", 3)), jnp.float32)
-    tokens = jax.ShapeDtypeStruct((1, (side // patch) ** 2 + 1), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((1, (side // patch_size) ** 2 + 1), jnp.int32)
     return module, (images, tokens, jax.ShapeDtypeStruct((1,), jnp.int32))
 
 
-_BLOCK, _LAYER = r"vision/encoder/block_(\d+)", r"vision_tower.encoder.layers.\1"
+def to_config(module: PaliGemma, params: PyTree) -> dict[str, Any]:
+    """The `config.json` that `from_config` and transformers read as this module, whose `params` (or their shapes) say how large images are. Raises `UserError` for a vision tower with a head, a decoder that is neither Gemma 1 nor 2, and for images that are not square."""
+    if module.vision.head:
+        raise UserError("head of the vision tower is True: a published PaliGemma has a tower without one")
+    kernel, places = params["vision"]["patches"]["projection"]["kernel"], len(params["vision"]["positions"]["table"])
+    vision = siglip.tower_config(module.vision) | image_settings(module.vision.patch_size, kernel, places)
+    vision |= dict(projection_dim=module.text.width, vision_use_head=False)
+    return dict(
+        architectures=["PaliGemmaForConditionalGeneration"],
+        model_type="paligemma",
+        vision_config=vision,
+        text_config=gemma.to_config(module.text) | dict(num_image_tokens=places),
+        hidden_size=module.text.width,
+        projection_dim=module.text.width,
+        image_token_index=module.image_token,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
 
 
-def PUBLISHED(config: dict) -> Table:
+def preprocessor_fields(module: PaliGemma, params: PyTree) -> dict[str, Any]:
+    """What transformers' `PaliGemmaProcessor` asks of `preprocessor_config.json`: how many tokens an image has."""
+    return dict(processor_class="PaliGemmaProcessor", image_seq_length=len(params["vision"]["positions"]["table"]))
+
+
+def load_texts(directory: str | os.PathLike) -> PromptProcessor:
+    """Its texts are questions and answers, which may name places by words. Raises `UserError` as `PromptProcessor.from_pretrained` does."""
+    return PromptProcessor.from_pretrained(directory, words=WORDS)
+
+
+ARCHITECTURES = ("PaliGemmaForConditionalGeneration",)
+
+
+def published(module: PaliGemma) -> Table:
     """The names of transformers' `PaliGemmaForConditionalGeneration`, which are not the same for Gemma 1 and 2."""
-    second = (config.get("text_config") or _TEXT).get("model_type") == "gemma2"
     return Table(
         {
-            "vision/patches/projection/kernel": ("vision_tower.embeddings.patch_embedding.weight", patch_kernel),
-            "vision/patches/projection/bias": ("vision_tower.embeddings.patch_embedding.bias", unchanged),
-            "vision/positions/table": ("vision_tower.embeddings.position_embedding.weight", unchanged),
-            **encoder_block(_BLOCK, _LAYER),
-            **norm("vision/encoder/norm", "vision_tower.post_layernorm"),
+            **siglip.vision_rows("vision", "vision_tower.vision_model", module.vision),
             **dense("projection", "multi_modal_projector.linear"),
-            **gemma.published_rows("text", "language_model.model", second),
+            **gemma.published_rows("text", "language_model.model", module.text.sandwich_norm),
         },
         # The head is the table of embeddings; older files have it twice, or have positions that are counted anyway.
         ignored=r"(language_model\.)?lm_head\.weight|.*\.position_ids",
-        optional=r"(?<=^vision_tower\.)vision_model\.",  # The hub's own files have it.
+        optional=r"(?<=^vision_tower\.)vision_model\.",  # What transformers saves is without it, the hub's own files have it.
     )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError, unknown
 from jaxdl.nn import (
     Attention,
@@ -23,20 +24,31 @@ from jaxdl.nn import (
     TransformerBlock,
     dot_product_attention,
 )
-from jaxdl.weights import Table, dense, encoder_block, norm, packed_attention, patch_kernel, scalar, unchanged
+from jaxdl.weights import (
+    UNCHANGED,
+    Rows,
+    Table,
+    dense,
+    encoder_block,
+    image_settings,
+    norm,
+    packed_attention,
+    patch_kernel,
+    scalar,
+)
 
 
 class VisionTower(nn.Module):
-    """A ViT that an attention-pooling head reads out: images `B H W C` to vectors `B D`, not normalised. Without the `head` the vectors of all patches, `B T D`.
+    """A ViT with an attention-pooling head: images `B H W C` to vectors `B D`, not normalised; without `head`, to those of all patches, `B T D`.
 
-    What is left of a side beyond the last whole patch is not seen, as in the published So400m/14 at 384 pixels, where it is six of them. The number of positions is fixed by the resolution at initialisation. `scan` and `remat` are those of `Transformer`.
+    Pixels beyond the last whole patch are cropped, as in the published So400m/14, which loses six of 384. The number of positions is fixed by the resolution at initialisation. `scan` and `remat` are those of `Transformer`.
     """
 
-    patch: int
+    patch_size: int
     width: int
     depth: int
     num_heads: int
-    hidden: int
+    mlp_dim: int
     attention: Attention = dot_product_attention
     eps: float = 1e-6
     dropout: float = 0.0
@@ -47,16 +59,16 @@ class VisionTower(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B D"] | Float[Array, "B T D"]:
-        height, width = (side // self.patch * self.patch for side in images.shape[1:3])
+        height, width = (side // self.patch_size * self.patch_size for side in images.shape[1:3])
         if not height or not width:
-            raise UserError(f"images of {images.shape[1]}×{images.shape[2]} hold no patch of {self.patch}: make them larger")
-        x = PatchEmbedding(self.patch, self.width, dtype=self.dtype, name="patches")(images[:, :height, :width])
+            raise UserError(f"images of {images.shape[1]}×{images.shape[2]} hold no patch of {self.patch_size}: make them larger")
+        x = PatchEmbedding(self.patch_size, self.width, dtype=self.dtype, name="patches")(images[:, :height, :width])
         x = LearnedPositions(name="positions")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         x = _encoder(self)(x, train=train)
         if not self.head:
             return x
-        return AttentionPooling(self.num_heads, self.hidden, self.attention, self.eps, self.dtype, name="head")(x)
+        return AttentionPooling(self.num_heads, self.mlp_dim, self.attention, self.eps, self.dtype, name="head")(x)
 
 
 class TextTower(nn.Module):
@@ -65,11 +77,11 @@ class TextTower(nn.Module):
     Attention is bidirectional and sees the padding too: texts are padded to the full length, with the end-of-sentence token in the published models, so the last position is always a place to gather what was said.
     """
 
-    vocabulary: int
+    vocab_size: int
     width: int
     depth: int
     num_heads: int
-    hidden: int
+    mlp_dim: int
     features: int
     attention: Attention = dot_product_attention
     eps: float = 1e-6
@@ -80,7 +92,7 @@ class TextTower(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B D"]:
-        x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="tokens")(tokens)
+        x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name="tokens")(tokens)
         x = LearnedPositions(name="positions")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         x = _encoder(self)(x, train=train)
@@ -91,7 +103,7 @@ def _encoder(tower: VisionTower | TextTower) -> Transformer:
     """The stack that is the same in both towers."""
     norm = functools.partial(LayerNorm, tower.eps)
     block = TransformerBlock(
-        tower.num_heads, tower.hidden, tower.attention, norm=norm, dropout=tower.dropout, dtype=tower.dtype, parent=None
+        tower.num_heads, tower.mlp_dim, tower.attention, norm=norm, dropout=tower.dropout, dtype=tower.dtype, parent=None
     )
     return Transformer(tower.depth, block, scan=tower.scan, remat=tower.remat, name="encoder")
 
@@ -143,26 +155,28 @@ class SigLIP(nn.Module):
         if name not in VARIANTS:
             raise unknown("SigLIP variant", name, VARIANTS)
         row = VARIANTS[name]
-        size = dict(width=row.width, depth=row.depth, num_heads=row.num_heads, hidden=row.hidden, **changes)
-        return cls(VisionTower(patch=row.patch, **size), TextTower(vocabulary=row.vocabulary, features=row.width, **size))
+        size = dict(width=row.width, depth=row.depth, num_heads=row.num_heads, mlp_dim=row.mlp_dim, **changes)
+        return cls(
+            VisionTower(patch_size=row.patch_size, **size), TextTower(vocab_size=row.vocab_size, features=row.width, **size)
+        )
 
 
 def normalize(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    """To unit length, in float32."""
+    """Scales vectors to unit length, in float32."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """The size of both towers, which share width, depth, heads and hidden width, and what the published weights expect."""
+    """The size of both towers, which share width, depth, heads and `mlp_dim`, and the inputs of the published weights."""
 
-    patch: int
+    patch_size: int
     width: int
     depth: int
     num_heads: int
-    hidden: int
-    vocabulary: int
+    mlp_dim: int
+    vocab_size: int
     resolutions: dict[int, int]
     """Image side in pixels -> text length in tokens."""
 
@@ -178,26 +192,62 @@ VARIANTS = {
 }
 
 
+def image_processor(size: int | tuple[int, int], **changes: Any) -> ImageProcessor:
+    """The processor of the published models, google/siglip-*: to −1 … 1, stretched to `size`; `changes` are fields."""
+    return ImageProcessor.symmetric(size, **changes)
+
+
 def from_config(config: dict, **changes: Any) -> tuple[SigLIP, tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
     """The model that a Hugging Face `config.json` describes, and abstract images and tokens of the sizes it was trained on.
 
     Fields that are left out have the defaults of transformers' `SiglipVisionConfig` and `SiglipTextConfig`. `changes` (`attention`, `dtype`, `dropout`, `scan`, `remat`) go to both towers. Raises `UserError` for a setting that is not SigLIP's.
     """
     vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
-    patch, side = vision.get("patch_size", 16), vision.get("image_size", 224)
+    patch_size, side = vision.get("patch_size", 16), vision.get("image_size", 224)
     width, features = vision.get("hidden_size", 768), text.get("projection_size") or text.get("hidden_size", 768)
-    if not (isinstance(patch, int) and isinstance(side, int)):
-        raise UserError(f"images of {side} pixels in patches of {patch} are not read here: both must be the side of a square")
+    if not (isinstance(patch_size, int) and isinstance(side, int)):
+        raise UserError(
+            f"images of {side} pixels in patches of {patch_size} are not read here: both must be the side of a square"
+        )
     if not vision.get("vision_use_head", True):
         raise UserError("the vision tower has no attention-pooling head (vision_use_head is false): choose a SigLIP that has one")
     if width != features:
         raise UserError(f"images become vectors of {width} and texts of {features} (projection_size): they must be of one width")
     module = SigLIP(
-        VisionTower(patch=patch, **tower_fields(vision, "vision_config"), **changes),
-        TextTower(vocabulary=text.get("vocab_size", 32_000), features=features, **tower_fields(text, "text_config"), **changes),
+        VisionTower(patch_size=patch_size, **tower_fields(vision, "vision_config"), **changes),
+        TextTower(vocab_size=text.get("vocab_size", 32_000), features=features, **tower_fields(text, "text_config"), **changes),
     )
     images = jax.ShapeDtypeStruct((1, side, side, vision.get("num_channels", 3)), jnp.float32)
     return module, (images, jax.ShapeDtypeStruct((1, text.get("max_position_embeddings", 64)), jnp.int32))
+
+
+def to_config(module: SigLIP, params: PyTree) -> dict[str, Any]:
+    """The `config.json` that `from_config` and transformers read as this module, whose `params` (or their shapes) say how large images and how long texts are. Raises `UserError` for a module without the attention-pooling head, and for images that are not square."""
+    if not module.vision.head:
+        raise UserError("head of the vision tower is False: a published SigLIP has its attention-pooling head")
+    kernel, places = params["vision"]["patches"]["projection"]["kernel"], len(params["vision"]["positions"]["table"])
+    text = dict(vocab_size=module.text.vocab_size, projection_size=module.text.features)
+    text |= dict(max_position_embeddings=len(params["text"]["positions"]["table"]))
+    return dict(
+        architectures=["SiglipModel"],
+        model_type="siglip",
+        vision_config=tower_config(module.vision) | image_settings(module.vision.patch_size, kernel, places),
+        text_config=tower_config(module.text) | dict(model_type="siglip_text_model") | text,
+    )
+
+
+def tower_config(tower: VisionTower | TextTower) -> dict[str, Any]:
+    """The inverse of `tower_fields`: the settings that both towers have."""
+    return dict(
+        model_type="siglip_vision_model",
+        hidden_size=tower.width,
+        num_hidden_layers=tower.depth,
+        num_attention_heads=tower.num_heads,
+        intermediate_size=tower.mlp_dim,
+        layer_norm_eps=tower.eps,
+        hidden_act="gelu_pytorch_tanh",
+        attention_dropout=0.0,
+    )
 
 
 def tower_fields(config: dict, name: str) -> dict[str, Any]:
@@ -212,31 +262,46 @@ def tower_fields(config: dict, name: str) -> dict[str, Any]:
         width=width,
         depth=config.get("num_hidden_layers", 12),
         num_heads=num_heads,
-        hidden=config.get("intermediate_size", 3072),
+        mlp_dim=config.get("intermediate_size", 3072),
         eps=config.get("layer_norm_eps", 1e-6),
     )
 
 
-_BLOCK, _LAYER = r"(vision|text)/encoder/block_(\d+)", r"\1_model.encoder.layers.\2"
+ARCHITECTURES = ("SiglipModel",)
 
-# The names of transformers' `SiglipModel`.
-PUBLISHED = Table(
-    {
-        "log_temperature": ("logit_scale", scalar),
-        "bias": ("logit_bias", scalar),
-        "vision/patches/projection/kernel": ("vision_model.embeddings.patch_embedding.weight", patch_kernel),
-        "vision/patches/projection/bias": ("vision_model.embeddings.patch_embedding.bias", unchanged),
-        "text/tokens/embedding": ("text_model.embeddings.token_embedding.weight", unchanged),
-        "(vision|text)/positions/table": (r"\1_model.embeddings.position_embedding.weight", unchanged),
-        **encoder_block(_BLOCK, _LAYER),
-        **norm("vision/encoder/norm", "vision_model.post_layernorm"),
-        **norm("text/encoder/norm", "text_model.final_layer_norm"),
-        "vision/head/probe": ("vision_model.head.probe", unchanged),
-        **packed_attention("vision/head/attention", "vision_model.head.attention"),
-        **norm("vision/head/norm", "vision_model.head.layernorm"),
-        **dense("vision/head/feed_forward/expand", "vision_model.head.mlp.fc1"),
-        **dense("vision/head/feed_forward/contract", "vision_model.head.mlp.fc2"),
-        **dense("text/head", "text_model.head"),
-    },
-    ignored=r".*\.position_ids",
-)
+
+def published(module: SigLIP) -> Table:
+    """The names of transformers' `SiglipModel`."""
+    return Table(
+        {
+            "log_temperature": ("logit_scale", scalar(1)),
+            "bias": ("logit_bias", scalar(1)),
+            **vision_rows("vision", "vision_model", module.vision),
+            "text/tokens/embedding": ("text_model.embeddings.token_embedding.weight", UNCHANGED),
+            "text/positions/table": ("text_model.embeddings.position_embedding.weight", UNCHANGED),
+            **encoder_block(r"text/encoder/block_(\d+)", r"text_model.encoder.layers.\1"),
+            **norm("text/encoder/norm", "text_model.final_layer_norm"),
+            **dense("text/head", "text_model.head"),
+        },
+        ignored=r".*\.position_ids",
+    )
+
+
+def vision_rows(ours: str, theirs: str, tower: VisionTower) -> Rows:
+    """Rows of a table for a vision tower, with its head or without."""
+    rows = {
+        f"{ours}/patches/projection/kernel": (f"{theirs}.embeddings.patch_embedding.weight", patch_kernel(tower.patch_size)),
+        f"{ours}/patches/projection/bias": (f"{theirs}.embeddings.patch_embedding.bias", UNCHANGED),
+        f"{ours}/positions/table": (f"{theirs}.embeddings.position_embedding.weight", UNCHANGED),
+        **encoder_block(rf"{ours}/encoder/block_(\d+)", rf"{theirs}.encoder.layers.\1"),
+        **norm(f"{ours}/encoder/norm", f"{theirs}.post_layernorm"),
+    }
+    if not tower.head:
+        return rows
+    return rows | {
+        f"{ours}/head/probe": (f"{theirs}.head.probe", UNCHANGED),
+        **packed_attention(f"{ours}/head/attention", f"{theirs}.head.attention"),
+        **norm(f"{ours}/head/norm", f"{theirs}.head.layernorm"),
+        **dense(f"{ours}/head/feed_forward/expand", f"{theirs}.head.mlp.fc1"),
+        **dense(f"{ours}/head/feed_forward/contract", f"{theirs}.head.mlp.fc2"),
+    }

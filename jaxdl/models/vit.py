@@ -1,4 +1,4 @@
-"""ViT: a Transformer encoder on the patches of an image, which says what is on it (Dosovitskiy et al. 2021, arXiv:2010.11929)."""
+"""ViT: a Transformer encoder that classifies an image from its patches (Dosovitskiy et al. 2021, arXiv:2010.11929)."""
 
 import dataclasses
 import functools
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError, unknown
 from jaxdl.nn import (
     Attention,
@@ -28,7 +29,7 @@ from jaxdl.nn import (
     interpolate_positions,
     sinusoidal_2d,
 )
-from jaxdl.weights import Table, dense, norm, patch_kernel, unchanged
+from jaxdl.weights import BATCHED, UNCHANGED, Table, dense, image_settings, norm, patch_kernel
 
 POOLS = ("class", "mean", "map")
 POSITIONS = ("learned", "sincos")
@@ -36,28 +37,28 @@ POSITIONS = ("learned", "sincos")
 
 @flax.struct.dataclass
 class ViTOutput:
-    """`logits` (B C) of the classes, None where there are none, and `features` (B D), from which they are read."""
+    """`logits` (B C), None without a head, and the pooled `features` (B D) that the head reads."""
 
     logits: PyTree
     features: PyTree
 
 
 class ViT(nn.Module):
-    """Images `B H W C` to the logits of `classes`, 0 of which leave out the head.
+    """Images `B H W C` to `num_classes` logits; 0 leaves out the head.
 
-    - `pool` says how the places are gathered into one vector: by a class token that stands before them (the paper, section 3.1), by their mean (Beyer et al. 2022), or by attention with a learned query (Zhai et al. 2022).
-    - `positions` are learned, one for each place and the class token, or fixed sines and cosines of row and column, which the class token is without (Beyer et al. 2022).
-    - `stochastic_depth`, `scan` and `remat` are those of `Transformer`; `hidden` is `4 · width` unless given.
+    - `pool` says how the patches become one vector: by a class token in front of them (the paper, section 3.1), by their mean (Beyer et al. 2022), or by attention with a learned query (Zhai et al. 2022).
+    - `positions` are learned, one for each patch and the class token, or fixed sines and cosines of row and column, with none for the class token (Beyer et al. 2022).
+    - `stochastic_depth`, `scan` and `remat` are those of `Transformer`; `mlp_dim` is `4 · width` unless given.
 
-    The head and the class token start from zero, as in the authors' code. `ViT.variant("B/16", classes=1000)` is a published size. The number of positions is fixed by the image size at initialisation; `adapt` changes it.
+    The head and the class token start from zero, as in the authors' code. `ViT.variant("B/16", num_classes=1000)` is a published size. The number of positions is fixed by the image size at initialisation; `adapt` changes it.
     """
 
-    patch: int
+    patch_size: int
     width: int
     depth: int
     num_heads: int
-    classes: int
-    hidden: int | None = None
+    num_classes: int
+    mlp_dim: int | None = None
     pool: str = "class"
     positions: str = "learned"
     qkv_bias: bool = True
@@ -71,13 +72,13 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"], *, train: bool = False) -> ViTOutput:
-        """Raises `UserError` if a side of the images is no multiple of `patch`, and for an unknown `pool` or `positions`."""
+        """Raises `UserError` if a side of the images is no multiple of `patch_size`, and for an unknown `pool` or `positions`."""
         for what, given, known in (("pool", self.pool, POOLS), ("positions", self.positions, POSITIONS)):
             if given not in known:
                 raise unknown(what, given, known)
-        x = PatchEmbedding(self.patch, self.width, dtype=self.dtype, name="patches")(images)
+        x = PatchEmbedding(self.patch_size, self.width, dtype=self.dtype, name="patches")(images)
         if self.positions == "sincos":
-            rows, columns = (side // self.patch for side in images.shape[1:3])
+            rows, columns = (side // self.patch_size for side in images.shape[1:3])
             x = x + sinusoidal_2d(rows, columns, self.width, endpoint=True)
         if self.pool == "class":
             token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width))
@@ -86,15 +87,15 @@ class ViT(nn.Module):
             x = LearnedPositions(name="positions")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         features = self._pooled(self._encoder()(x, train=train))
-        if not self.classes:
+        if not self.num_classes:
             return ViTOutput(None, features)
-        head = nn.Dense(self.classes, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="head")
+        head = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="head")
         return ViTOutput(head(features), features)
 
     def _encoder(self) -> Transformer:
         block = TransformerBlock(
             self.num_heads,
-            self.hidden or 4 * self.width,
+            self.mlp_dim or 4 * self.width,
             self.attention,
             attention_layer=functools.partial(MultiHeadAttention, use_bias=True if self.qkv_bias else ("out",)),
             feed_forward_layer=functools.partial(FeedForward, activation=gelu),
@@ -110,22 +111,22 @@ class ViT(nn.Module):
             return x[:, 0]
         if self.pool == "mean":
             return x.mean(axis=1)
-        hidden = self.hidden or 4 * self.width
-        return AttentionPooling(self.num_heads, hidden, self.attention, self.eps, self.dtype, name="pooling")(x)
+        mlp_dim = self.mlp_dim or 4 * self.width
+        return AttentionPooling(self.num_heads, mlp_dim, self.attention, self.eps, self.dtype, name="pooling")(x)
 
     @classmethod
-    def variant(cls, name: str, *, classes: int, **changes: Any) -> "ViT":
+    def variant(cls, name: str, *, num_classes: int, **changes: Any) -> "ViT":
         """The published size `name` of `VARIANTS`; `changes` are the other fields."""
         if name not in VARIANTS:
             raise unknown("ViT variant", name, VARIANTS)
-        return cls(**(dataclasses.asdict(VARIANTS[name]) | dict(classes=classes) | changes))
+        return cls(**(dataclasses.asdict(VARIANTS[name]) | dict(num_classes=num_classes) | changes))
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A published size, with the side of its patches in pixels. The feed-forward is four times as wide as the rest."""
+    """A published size; `patch_size` is the side of a patch in pixels, and the feed-forward is four times as wide as `width`."""
 
-    patch: int
+    patch_size: int
     width: int
     depth: int
     num_heads: int
@@ -146,30 +147,37 @@ VARIANTS = {
 }
 
 
-def adapt(module: ViT, params: PyTree, *, size: tuple[int, int] | None = None, classes: int | None = None) -> tuple[ViT, PyTree]:
-    """The model for images of another `size` (height, width) and for other classes, as fine-tuning begins (Dosovitskiy et al. 2021, section 3.2).
+def adapt(
+    module: ViT, params: PyTree, *, size: tuple[int, int] | None = None, num_classes: int | None = None
+) -> tuple[ViT, PyTree]:
+    """Prepares a model for fine-tuning on images of another `size` (height, width) and another number of classes (Dosovitskiy et al. 2021, section 3.2).
 
-    Learned positions are interpolated, from those of square images. If the number of classes is another, or there was no head, the head is one of zeros; else it stays as it is, whatever the classes are called. Raises `UserError` for a size that is no multiple of the patch, and for positions that are not those of a square.
+    Learned positions of square images are interpolated. If the number of classes differs, or there was no head, the new head starts from zero; otherwise it is kept, even if the classes mean something else. Raises `UserError` for a size that is no multiple of `patch_size`, and for positions that do not form a square.
     """
     params = dict(params)
     if size is not None and module.positions == "learned":
-        if any(side < module.patch or side % module.patch for side in size):
+        if any(side < module.patch_size or side % module.patch_size for side in size):
             raise UserError(
-                f"images of {size[0]}×{size[1]} cannot be cut into patches of {module.patch}: choose a multiple of it"
+                f"images of {size[0]}×{size[1]} cannot be cut into patches of {module.patch_size}: choose a multiple of it"
             )
         table = params["positions"]["table"]
         places = len(table) - (module.pool == "class")
         side = math.isqrt(places)
         if side**2 != places:
             raise UserError(f"{places} places are not those of a square image: positions of others are not interpolated here")
-        grid = (side, side), (size[0] // module.patch, size[1] // module.patch)
+        grid = (side, side), (size[0] // module.patch_size, size[1] // module.patch_size)
         if grid[0] != grid[1]:
             params["positions"] = {"table": interpolate_positions(table, *grid)}
-    if classes is not None and classes != module.classes:
+    if num_classes is not None and num_classes != module.num_classes:
         dtype = params["patches"]["projection"]["kernel"].dtype
-        params["head"] = {"kernel": jnp.zeros((module.width, classes), dtype), "bias": jnp.zeros(classes, dtype)}
-        module = module.clone(classes=classes)
+        params["head"] = {"kernel": jnp.zeros((module.width, num_classes), dtype), "bias": jnp.zeros(num_classes, dtype)}
+        module = module.clone(num_classes=num_classes)
     return module, params
+
+
+def image_processor(size: int | tuple[int, int], **changes: Any) -> ImageProcessor:
+    """The processor of the published models, google/vit-*: to −1 … 1, stretched to `size` with a bilinear filter; `changes` are fields."""
+    return ImageProcessor.symmetric(size, **{"resample": "bilinear", **changes})
 
 
 def from_config(config: dict, **changes: Any) -> tuple[ViT, tuple[jax.ShapeDtypeStruct]]:
@@ -180,21 +188,23 @@ def from_config(config: dict, **changes: Any) -> tuple[ViT, tuple[jax.ShapeDtype
     for field, only in (("hidden_act", "gelu"), ("attention_probs_dropout_prob", 0.0)):
         if (given := config.get(field, only)) != only:
             raise UserError(f"{field} is {given!r}: ViT has {only!r}, and nothing else is read here")
-    patch, side = config.get("patch_size", 16), config.get("image_size", 224)
-    if not (isinstance(patch, int) and isinstance(side, int)):
-        raise UserError(f"images of {side} pixels in patches of {patch} are not read here: both must be the side of a square")
+    patch_size, side = config.get("patch_size", 16), config.get("image_size", 224)
+    if not (isinstance(patch_size, int) and isinstance(side, int)):
+        raise UserError(
+            f"images of {side} pixels in patches of {patch_size} are not read here: both must be the side of a square"
+        )
     width, num_heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
     if width % num_heads:
         raise UserError(f"a hidden_size of {width} cannot be split into {num_heads} heads (num_attention_heads)")
     has_head = config.get("architectures") != ["ViTModel"]
     module = ViT(
-        patch=patch,
+        patch_size=patch_size,
         width=width,
         depth=config.get("num_hidden_layers", 12),
         num_heads=num_heads,
         # transformers does not write out the two classes that it takes where none are named.
-        classes=len(config.get("id2label", range(2))) if has_head else 0,
-        hidden=config.get("intermediate_size", 3072),
+        num_classes=len(config.get("id2label", range(2))) if has_head else 0,
+        mlp_dim=config.get("intermediate_size", 3072),
         qkv_bias=config.get("qkv_bias", True),
         eps=config.get("layer_norm_eps", 1e-12),
         **changes,
@@ -202,27 +212,56 @@ def from_config(config: dict, **changes: Any) -> tuple[ViT, tuple[jax.ShapeDtype
     return module, (jax.ShapeDtypeStruct((1, side, side, config.get("num_channels", 3)), jnp.float32),)
 
 
-_BLOCK, _LAYER = r"encoder/block_(\d+)", r"encoder.layer.\1"
+def to_config(module: ViT, params: PyTree) -> dict[str, Any]:
+    """The `config.json` that `from_config` and transformers read as this module, whose `params` (or their shapes) say how large images are. Raises `UserError` for what transformers' ViT has not: another `pool` than the class token, fixed `positions`, images that are not square."""
+    for field, only in (("pool", "class"), ("positions", "learned")):
+        if (given := getattr(module, field)) != only:
+            raise UserError(f"{field} is {given!r}: a published ViT has {only!r}, and no other can be written")
+    places = len(params["positions"]["table"]) - 1
+    labels = [f"LABEL_{index}" for index in range(module.num_classes)]
+    return dict(
+        architectures=["ViTForImageClassification" if labels else "ViTModel"],
+        model_type="vit",
+        hidden_size=module.width,
+        num_hidden_layers=module.depth,
+        num_attention_heads=module.num_heads,
+        intermediate_size=module.mlp_dim or 4 * module.width,
+        qkv_bias=module.qkv_bias,
+        layer_norm_eps=module.eps,
+        hidden_act="gelu",
+        hidden_dropout_prob=module.dropout,
+        attention_probs_dropout_prob=0.0,
+        **image_settings(module.patch_size, params["patches"]["projection"]["kernel"], places),
+        **(dict(id2label=dict(enumerate(labels)), label2id=dict(zip(labels, range(len(labels))))) if labels else {}),
+    )
 
-# The names in the files of transformers' `ViTForImageClassification` and `ViTModel`.
-PUBLISHED = Table(
-    {
-        "class_token": ("embeddings.cls_token", unchanged),
-        "positions/table": ("embeddings.position_embeddings", lambda tensor: tensor[0]),
-        "patches/projection/kernel": ("embeddings.patch_embeddings.projection.weight", patch_kernel),
-        "patches/projection/bias": ("embeddings.patch_embeddings.projection.bias", unchanged),
-        **norm(f"{_BLOCK}/attention_norm", f"{_LAYER}.layernorm_before"),
-        **dense(f"{_BLOCK}/attention/query", f"{_LAYER}.attention.attention.query"),
-        **dense(f"{_BLOCK}/attention/key", f"{_LAYER}.attention.attention.key"),
-        **dense(f"{_BLOCK}/attention/value", f"{_LAYER}.attention.attention.value"),
-        **dense(f"{_BLOCK}/attention/out", f"{_LAYER}.attention.output.dense"),
-        **norm(f"{_BLOCK}/feed_forward_norm", f"{_LAYER}.layernorm_after"),
-        **dense(f"{_BLOCK}/feed_forward/expand", f"{_LAYER}.intermediate.dense"),
-        **dense(f"{_BLOCK}/feed_forward/contract", f"{_LAYER}.output.dense"),
-        **norm("encoder/norm", "layernorm"),
-        **dense("head", "classifier"),
-    },
-    # A layer on top of the class token that no classifier uses, and what stands for hidden patches in masked training.
-    ignored=r"pooler\.dense\.(weight|bias)|embeddings\.mask_token",
-    optional=r"^vit\.",  # `ViTModel` is without it.
-)
+
+ARCHITECTURES = ("ViTForImageClassification", "ViTModel")
+
+
+def published(module: ViT) -> Table:
+    """The names in the files of transformers' `ViTForImageClassification`, or where there is no head of its `ViTModel`."""
+    within = "vit." if module.num_classes else ""
+    block, layer = r"encoder/block_(\d+)", rf"{within}encoder.layer.\1"
+    kernel = f"{within}embeddings.patch_embeddings.projection"
+    return Table(
+        {
+            "class_token": (f"{within}embeddings.cls_token", UNCHANGED),
+            "positions/table": (f"{within}embeddings.position_embeddings", BATCHED),
+            "patches/projection/kernel": (f"{kernel}.weight", patch_kernel(module.patch_size)),
+            "patches/projection/bias": (f"{kernel}.bias", UNCHANGED),
+            **norm(f"{block}/attention_norm", f"{layer}.layernorm_before"),
+            **dense(f"{block}/attention/query", f"{layer}.attention.attention.query"),
+            **dense(f"{block}/attention/key", f"{layer}.attention.attention.key"),
+            **dense(f"{block}/attention/value", f"{layer}.attention.attention.value"),
+            **dense(f"{block}/attention/out", f"{layer}.attention.output.dense"),
+            **norm(f"{block}/feed_forward_norm", f"{layer}.layernorm_after"),
+            **dense(f"{block}/feed_forward/expand", f"{layer}.intermediate.dense"),
+            **dense(f"{block}/feed_forward/contract", f"{layer}.output.dense"),
+            **norm("encoder/norm", f"{within}layernorm"),
+            **dense("head", "classifier"),
+        },
+        # A layer on top of the class token that no classifier uses, and what stands for hidden patches in masked training.
+        ignored=r"pooler\.dense\.(weight|bias)|embeddings\.mask_token",
+        optional=r"^vit\.",
+    )

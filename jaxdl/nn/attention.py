@@ -1,4 +1,4 @@
-"""Attention: the function of queries, keys and values, and the heads with their projections around it."""
+"""Scaled dot-product attention and multi-head attention."""
 
 import functools
 import math
@@ -81,9 +81,9 @@ def dot_product_attention(
 
 
 ATTENTIONS = {"plain": dot_product_attention, "flash": pallas_kernels.dot_product_attention}
-"""By the names that experiments give them on the command line: the form above, and one in tiles that never holds `T × S` logits, by the kernel of the platform where it has one.
+"""By the names that experiments have for them on the command line: the function above, and a tiled one that never holds `T × S` logits and runs the platform's kernel where there is one.
 
-Both compute the same function, and so serve every transformer of the library as it is. The others change the model and are named in code, as `attention=` of a block: `sliding_window_attention` needs a width, which is a field of `MultiHeadAttention` and `LatentAttention` and no name; `linear_attention` and `RandomFeatureAttention` have no softmax, so that there is no soft cap (Gemma 2), no prefix (PaliGemma), no packing of several sentences into a row and no picture of weights, and the second has random features to carry beside the parameters.
+Both compute the same function, so any Transformer of the library can use either. The others change the model and are chosen in code, as `attention=` of a block: `sliding_window_attention` needs a width, which is a field of `MultiHeadAttention` and `LatentAttention` and no name; `linear_attention` and `RandomFeatureAttention` have no softmax, so that there is no soft cap (Gemma 2), no prefix (PaliGemma), no packing of several sentences into a row and no weights to plot, and the second has random features to carry beside the parameters.
 """
 
 
@@ -114,7 +114,7 @@ def within(
     prefix: Int[Array, "B"] | None,
     is_causal: bool,
 ) -> dict[str, Any]:
-    """The arguments of an attention for a whole sequence, of which the first `prefix` tokens see one another whatever the window and `is_causal` say."""
+    """Mask arguments of an attention for a full sequence with a bidirectional prefix, which ignores the window and `is_causal`."""
     if prefix is None:
         return dict(mask=mask, is_causal=is_causal) | ({} if window is None else dict(local_window_size=window))
     left, right = (None, None) if window is None else window_sides(window)
@@ -130,15 +130,15 @@ _PROJECTIONS = ("query", "key", "value", "out")
 class MultiHeadAttention(nn.Module):
     """Attention of `num_heads` heads between learned projections (Vaswani et al. 2017, section 3.2.2).
 
-    - `attention` is the function between the projections: the flash kernel, one with another `scale`, a windowed or a linear form drops in here. A linear one is decoded by its state.
+    - `attention` is the function between the projections: a flash kernel, another `scale`, a windowed or a linear form. A linear one decodes from its state.
     - `num_kv_heads` below `num_heads` lets several heads share a key and a value: grouped-query attention (Ainslie et al. 2023), with 1 multi-query attention (Shazeer 2019).
     - `head_width` is `D / num_heads` unless given, as in Gemma.
     - `use_bias` is for all four projections or none (Llama, Gemma), or names those that have one: `("query", "key", "value")` in Qwen2, all but `"key"` in Whisper.
-    - `rotary` turns queries and keys by their positions, in self-attention alone.
-    - `local_window_size` is how many keys to the left and right of itself a query sees, in self-attention alone; in decoding it counts real tokens.
-    - `out_init` is for the projection back, which GPT-2 starts smaller; `kernel_init` if not given.
+    - `rotary` rotates queries and keys by their positions, in self-attention only.
+    - `local_window_size` is how many keys to the left and right of itself a query sees, in self-attention only; in decoding it counts real tokens.
+    - `out_init` initialises the output projection, smaller in GPT-2; `kernel_init` by default.
 
-    There is no dropout of attention weights: flash forms never have the weights, and ViT and Llama train without. Drop the output.
+    There is no dropout on attention weights, which flash kernels never materialise; ViT and Llama train without. Apply it to the output.
     """
 
     num_heads: int
@@ -164,9 +164,9 @@ class MultiHeadAttention(nn.Module):
         is_causal: bool = False,
         prefix: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Whole sequences: self-attention where `keys_values` is left out. Positions, for `rotary`, are 0, 1, 2 … unless given.
+        """Attention over full sequences; self-attention without `keys_values`. Positions, for `rotary`, default to 0, 1, 2 …
 
-        The first `prefix` tokens see one another whatever `is_causal` and the window say (Raffel et al. 2020, section 3.2.1). Raises `UserError` for numbers of heads that do not divide the width or one another, and for positions or a prefix in cross-attention.
+        The first `prefix` tokens attend to each other in both directions, regardless of `is_causal` and the window (Raffel et al. 2020, section 3.2.1). Raises `UserError` for numbers of heads that do not divide the width or one another, and for positions or a prefix in cross-attention.
         """
         if keys_values is None:
             positions = jnp.arange(queries.shape[1])[None] if positions is None else positions
@@ -181,7 +181,7 @@ class MultiHeadAttention(nn.Module):
         return self._out(self.attention(query, key, value, bias, **how), queries)
 
     def empty_cache(self, batch: int, slots: int, width: int, dtype: DTypeLike | None = None) -> Cache:
-        """For self-attention over up to `slots` tokens, prompt and padding included, at the model width `width`. Needs no parameters. Unless given, the dtype is that of the layer: `dtype`, or that of the parameters, in float32 or wider."""
+        """An empty cache for self-attention over up to `slots` tokens, prompt and padding included, at the model width `width`. Needs no parameters. `dtype` defaults to that of the layer, or else of the parameters, in float32 or wider."""
         heads, width = self.num_kv_heads or self.num_heads, self._head_width(width)
         dtype = cache_dtype(dtype, self.dtype, self.param_dtype)
         if state_decoder(self.attention) is not None:
@@ -201,38 +201,38 @@ class MultiHeadAttention(nn.Module):
         positions: Int[Array, "#B T"] | None = None,
         is_causal: bool = True,
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Causal self-attention of the next `T` tokens, be it a prompt or a single one, and the cache with them.
+        """Causal self-attention of the next `T` tokens (a whole prompt or a single one), and the cache extended by them.
 
-        Tokens that are not `is_causal` see one another and all before them, beyond the window too: so the prefix is read to which `__call__` gives that name. `valid` is true for real tokens: prompts of different lengths may be padded on either side. Positions count the real tokens unless given. `mask` and `bias` are over the slots of the cache. Raises `UserError` where the cache is full, see `Cache.append`; for an attention that binds an argument of places, see `from_cache`; and where a linear one is asked for a window, a mask, a bias, or a prefix.
+        With `is_causal=False`, new tokens attend to each other and to the whole cache, ignoring the window; use it to read the `prefix` of `__call__`. `valid` is true for real tokens: prompts of different lengths may be padded on either side. Positions count the real tokens unless given. `mask` and `bias` are over the slots of the cache. Raises `UserError` if the cache is full (see `Cache.append`), for an attention with a bound positional argument (see `from_cache`), and for a linear attention with a window, mask, bias or prefix.
         """
         valid = jnp.ones(x.shape[:2], bool) if valid is None else valid
         positions = cache.positions(valid) if positions is None else positions
         width = self._head_width(x.shape[-1])
         query = self._heads("query", x, self.num_heads, width, positions)
         key, value = self._key_value(x, width, positions)
-        go_on = state_decoder(from_cache(self.attention))
-        if go_on is None:
+        decode_state = state_decoder(from_cache(self.attention))
+        if decode_state is None:
             cache = cache.append((key, value), valid)
             seen = cache.mask(x.shape[1], self.local_window_size, is_causal=is_causal)
             return self._out(self._from_cache(query, cache, seen, mask, bias), x), cache
         if not is_causal or any(given is not None for given in (self.local_window_size, mask, bias)):
             raise UserError(
-                "a linear attention decodes by a state, in which all tokens before are one: leave out window, mask, bias and prefix"
+                "a linear attention decodes from a state that has summed all earlier tokens: leave out window, mask, bias and prefix"
             )
         cache = cache.advance(valid)
-        attended, state = go_on(query, key, value, cache.entries, valid)
+        attended, state = decode_state(query, key, value, cache.entries, valid)
         return self._out(attended, x), cache.replace(entries=state)
 
-    def remember(self, keys_values: Float[Array, "B S E"], valid: Bool[Array, "B S"] | None = None) -> Cache:
-        """A full cache of another sequence, for `recall`: the keys and values of cross-attention are computed once. Where E is not D, `head_width` must be given."""
+    def cache_memory(self, keys_values: Float[Array, "B S E"], valid: Bool[Array, "B S"] | None = None) -> Cache:
+        """Projects another sequence to keys and values once, as a full cache for `cross_attend`. Where E is not D, `head_width` must be given."""
         valid = jnp.ones(keys_values.shape[:2], bool) if valid is None else valid
         entries = self._key_value(keys_values, self._head_width(keys_values.shape[-1]), None)
         return Cache(entries, valid, jnp.asarray(valid.shape[1], jnp.int32))
 
-    def recall(
+    def cross_attend(
         self, queries: Float[Array, "B T D"], cache: Cache, *, mask: Bool[Array, "#B #N #T #S"] | None = None
     ) -> Float[Array, "B T D"]:
-        """Cross-attention to the real tokens of a cache, which stays as it is."""
+        """Cross-attention to the real tokens of a cache made by `cache_memory`."""
         query = self._heads("query", queries, self.num_heads, self._head_width(queries.shape[-1]), None)
         return self._out(self._from_cache(query, cache, padding_mask(cache.valid), mask, None), queries)
 
@@ -250,7 +250,7 @@ class MultiHeadAttention(nn.Module):
     def _heads(
         self, name: str, x: Float[Array, "B T D"], heads: int, width: int, positions: Int[Array, "#B T"] | None
     ) -> Float[Array, "B T N H"]:
-        """A projection to heads, which are turned where positions are given and are rotary."""
+        """Projects to heads, and rotates them if there are positions and `rotary`."""
         x = self._project(name, x, (x.shape[-1],), (heads, width))
         return x if self.rotary is None or positions is None else self.rotary(x, positions)
 

@@ -1,4 +1,4 @@
-"""Decoding: what attention remembers of the tokens before, and which forms of it can go on from there."""
+"""The cache of keys and values for decoding, and the states of linear attention."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from jaxdl.nn.masks import Window, causal_mask, padding_mask, token_positions, w
 
 @flax.struct.dataclass
 class Cache:
-    """What attention remembers of the tokens it has seen: `S` slots, filled from the first, of which `valid` (`B S`) says which hold real tokens and not padding.
+    """Keys and values of the tokens seen so far, in `S` slots filled from the first; `valid` (`B S`) is true for slots that hold real tokens, not padding.
 
     `entries` is any pytree of arrays `B S ...`: keys and values `B S K H` in `MultiHeadAttention`, and instead of them a `LinearState`, the same for any number of slots, where attention is linear; a stack of layers has a tuple of these, or arrays with the layers on a leading axis. `next` is the first free slot, the same for all examples. All shapes are static, so that `jit` and `scan` can carry it.
     """
@@ -27,7 +27,7 @@ class Cache:
 
     @classmethod
     def empty(cls, entries: PyTree[Array]) -> "Cache":
-        """With no token, over arrays `B S ...` of zeros."""
+        """An empty cache over arrays `B S ...` of zeros."""
         return cls(entries, jnp.zeros(jax.tree.leaves(entries)[0].shape[:2], bool), jnp.zeros((), jnp.int32))
 
     @property
@@ -35,17 +35,17 @@ class Cache:
         return self.valid.shape[1]
 
     def positions(self, valid: Bool[Array, "B T"]) -> Int[Array, "B T"]:
-        """The positions of `T` more tokens: how many real ones came before, in the cache and among them."""
+        """The positions of the next `T` tokens: the number of real tokens before each."""
         return self.valid.sum(1, dtype=jnp.int32)[:, None] + token_positions(valid)
 
     def slot_positions(self, valid: Bool[Array, "B T"]) -> Int[Array, "B S"]:
-        """The positions of what is in the slots once `T` more tokens are: with `positions`, what a bias of distances needs, `alibi_bias(heads, cache.positions(valid), cache.slot_positions(valid))`."""
+        """The positions of the tokens in the slots after `T` more are appended. With `positions`, it is what a relative bias needs: `alibi_bias(heads, cache.positions(valid), cache.slot_positions(valid))`."""
         return token_positions(self.replace(entries=()).advance(valid).valid)
 
     def append(self, entries: PyTree[Array], valid: Bool[Array, "B T"]) -> "Cache":
-        """With `T` more tokens, cast to the dtype of the cache.
+        """The cache with the entries of `T` more tokens, cast to its dtype.
 
-        Raises `UserError` where they do not fit. Under `jit`, where the number of those before is not known, what does not fit is written as NaN, which comes out of every attention from then on: an overfull cache cannot pass for a good one.
+        Raises `UserError` if they do not fit. Under `jit`, where the number of tokens before is not known, an overflow is written as NaN, which every later attention returns, so that it cannot go unnoticed.
         """
 
         def write(old: Array, new: Array) -> Array:
@@ -54,7 +54,7 @@ class Cache:
         return self._grown(valid, entries, write)
 
     def advance(self, valid: Bool[Array, "B T"]) -> "Cache":
-        """With `T` more tokens, whose entries are yet to come: a state goes on from here. Where they do not fit, it is as with `append`, and the entries before are NaN."""
+        """The cache with `T` more tokens counted but no new entries, which a state updates itself. An overflow is treated as in `append`, and turns the existing entries into NaN."""
         return self._grown(valid, self.entries, lambda old, new: new)
 
     def _grown(self, valid: Bool[Array, "B T"], entries: PyTree[Array], write: Callable[[Array, Array], Array]) -> "Cache":
@@ -72,7 +72,7 @@ class Cache:
         return Cache(jax.tree.map(written, self.entries, entries), seen, end)
 
     def mask(self, queries: int, window: Window | None = None, *, is_causal: bool = True) -> Bool[Array, "B 1 #T S"]:
-        """What the `queries` tokens appended last may look at: real tokens up to themselves, within a window of real tokens to the left; all real tokens where they are not `is_causal`."""
+        """The mask of the last `queries` tokens over the slots: real tokens up to each, within a window counted in real tokens; all real tokens with `is_causal=False`."""
         real = padding_mask(self.valid)
         if not is_causal:
             return real
@@ -104,7 +104,7 @@ def from_cache(attention: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def state_decoder(attention: Callable[..., Array]) -> Callable[..., tuple[Array, LinearState]] | None:
-    """How an attention goes on that keeps a state and no keys, as `linear_decode`; None for all others."""
+    """The decoding function, like `linear_decode`, of an attention that keeps a state instead of keys; None for all others."""
     if isinstance(attention, RandomFeatureAttention):
         return attention.decode
     function, bound = (attention.func, attention.keywords) if isinstance(attention, functools.partial) else (attention, {})
@@ -113,7 +113,7 @@ def state_decoder(attention: Callable[..., Array]) -> Callable[..., tuple[Array,
 
 
 def empty_state(attention: Callable[..., Array], batch: int, heads: int, width: int, dtype: DTypeLike) -> LinearState:
-    """What `state_decoder` begins with."""
+    """The initial state for the function of `state_decoder`."""
     if isinstance(attention, RandomFeatureAttention):
         return LinearState.empty(batch, heads, attention.count(width), width, dtype)
     feature_map = attention.keywords.get("feature_map") if isinstance(attention, functools.partial) else None
@@ -122,5 +122,5 @@ def empty_state(attention: Callable[..., Array], batch: int, heads: int, width: 
 
 
 def cache_dtype(given: DTypeLike | None, dtype: DTypeLike | None, param_dtype: DTypeLike) -> DTypeLike:
-    """That of the keys and values of a layer with these types, unless given."""
+    """The dtype of cached keys and values: `given`, or that of the layer."""
     return given or dtype or jnp.promote_types(param_dtype, jnp.float32)

@@ -55,7 +55,7 @@ class Geometry(NamedTuple):
 def per_axis(name: str, value: PerAxis, rank: int, least: int = 1) -> tuple[int, ...]:
     """One number for each spatial axis. Raises `UserError` if there are more or fewer, or none at all, or one is below `least`."""
     if rank < 1:
-        raise UserError("an array of two axes or fewer has no spatial axis: give `B *space C`, one picture as a batch of one")
+        raise UserError("an array of two axes or fewer has no spatial axis: give `B *space C`, one image as a batch of one")
     values = tuple(map(operator.index, value if np.ndim(value) else (value,) * rank))
     if len(values) != rank or min(values) < least:
         raise UserError(f"{name} {value} does not fit {rank} spatial axes: give a number ≥ {least}, or one for each axis")

@@ -1,4 +1,4 @@
-"""From pictures to vectors and back."""
+"""Patches of images, and their embedding."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,37 +8,39 @@ from jaxtyping import Array, Float
 from jaxdl.errors import UserError
 
 
-def patchify(images: Float[Array, "B H W C"], patch: int) -> Float[Array, "B T P"]:
-    """Cuts images into squares of `patch` pixels, row by row: `T = (H/patch)·(W/patch)`, `P = patch·patch·C` in the order (row, column, channel).
+def patchify(images: Float[Array, "B H W C"], patch_size: int) -> Float[Array, "B T P"]:
+    """Cuts images into squares of `p = patch_size` pixels, row by row: `T = (H/p)·(W/p)`, `P = p·p·C` in the order (row, column, channel).
 
-    Raises `UserError` if a side is no multiple of `patch`, and for a single image without a batch.
+    Raises `UserError` if a side is no multiple of `patch_size`, and for a single image without a batch.
     """
     if images.ndim != 4:
         raise UserError(f"images are `B H W C`, one as a batch of one, and were given as {images.shape}")
     batch, height, width, channels = images.shape
-    if height % patch or width % patch:
-        raise UserError(f"images of {height}×{width} cannot be cut into patches of {patch}: resize them to a multiple of {patch}")
-    grid = images.reshape(batch, height // patch, patch, width // patch, patch, channels)
-    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+    if height % patch_size or width % patch_size:
+        raise UserError(
+            f"images of {height}×{width} cannot be cut into patches of {patch_size}: resize them to a multiple of {patch_size}"
+        )
+    grid = images.reshape(batch, height // patch_size, patch_size, width // patch_size, patch_size, channels)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch_size * patch_size * channels)
 
 
-def unpatchify(patches: Float[Array, "B T P"], patch: int, height: int, width: int) -> Float[Array, "B H W C"]:
-    """The images of `height × width` pixels that `patchify` has cut: its inverse.
+def unpatchify(patches: Float[Array, "B T P"], patch_size: int, height: int, width: int) -> Float[Array, "B H W C"]:
+    """Puts patches back together into images of `height × width` pixels, the inverse of `patchify`.
 
-    Raises `UserError` if so many patches of so many values do not make images of that size.
+    Raises `UserError` if the number or the size of the patches does not fit.
     """
     batch, count, values = patches.shape
-    rows, columns, channels = height // patch, width // patch, values // patch**2
-    if (rows * patch, columns * patch, rows * columns, channels * patch**2) != (height, width, count, values):
-        raise UserError(f"{count} patches of {values} values do not make images of {height}×{width} in patches of {patch}")
-    grid = patches.reshape(batch, rows, columns, patch, patch, channels)
+    rows, columns, channels = height // patch_size, width // patch_size, values // patch_size**2
+    if (rows * patch_size, columns * patch_size, rows * columns, channels * patch_size**2) != (height, width, count, values):
+        raise UserError(f"{count} patches of {values} values do not make images of {height}×{width} in patches of {patch_size}")
+    grid = patches.reshape(batch, rows, columns, patch_size, patch_size, channels)
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
 
 
 class PatchEmbedding(nn.Module):
     """A linear map of each patch to `features`: the same as a convolution whose stride is its kernel size (Dosovitskiy et al. 2021)."""
 
-    patch: int
+    patch_size: int
     features: int
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
@@ -46,5 +48,5 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B T D"]:
         return nn.Dense(self.features, dtype=self.dtype, param_dtype=self.param_dtype, name="projection")(
-            patchify(images, self.patch)
+            patchify(images, self.patch_size)
         )

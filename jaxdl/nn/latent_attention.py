@@ -62,7 +62,7 @@ class LatentAttention(nn.Module):
         is_causal: bool = False,
         prefix: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Whole sequences, by the expanded form. Positions are 0, 1, 2 … unless given, and the first `prefix` tokens see one another: see `MultiHeadAttention`."""
+        """Self-attention over full sequences, in the expanded form; `positions` and `prefix` as in `MultiHeadAttention`."""
         positions = jnp.arange(x.shape[1])[None] if positions is None else positions
         query, turned = self._queries(x, positions)
         latents = self._latents(x, positions)
@@ -70,7 +70,7 @@ class LatentAttention(nn.Module):
         return self._out(self._expanded(query, turned, latents, bias, **how), x)
 
     def empty_cache(self, batch: int, slots: int, width: int, dtype: DTypeLike | None = None) -> Cache:
-        """For up to `slots` tokens, prompt and padding included: `kv_rank + rotary_width` numbers each, whatever the heads and the model width `width`."""
+        """An empty cache for up to `slots` tokens, prompt and padding included: `kv_rank + rotary_width` numbers each, independent of the heads and of the model width `width`."""
         shape = (batch, slots, self.kv_rank + self.rotary_width)
         return Cache.empty(jnp.zeros(shape, cache_dtype(dtype, self.dtype, self.param_dtype)))
 
@@ -86,7 +86,7 @@ class LatentAttention(nn.Module):
         is_causal: bool = True,
         absorbed: bool | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Causal self-attention of the next `T` tokens, be it a prompt or a single one, and the cache with them; see `MultiHeadAttention.decode`.
+        """Causal self-attention of the next `T` tokens (a whole prompt or a single one), and the cache extended by them; see `MultiHeadAttention.decode`.
 
         There are two forms of the same function. The expanded one computes the keys and values of all cached tokens anew. The absorbed one multiplies the query by the keys' matrix and the sum by the values' one: the heads then attend to the latents themselves, as to one shared head (ibid., section 2.1.2). Left open, `absorbed` is true for as few tokens as make it the cheaper of the two: below 170 with the widths of V3. Raises `UserError` for an attention that keeps a state and no keys.
         """

@@ -57,7 +57,7 @@ def random_projection(key: Array, features: int, width: int, *, orthogonal: bool
 
 
 class LinearState(NamedTuple):
-    """All that linear attention remembers of the past, the same for one token as for a million."""
+    """The state of linear attention, of the same size after one token as after a million."""
 
     total: Float[Array, "B K M U"]
     """The sum of `φ(k) [v, 1]ᵀ` over the keys, divided by `exp(log_scale)`: U is V + 1, and the last column is the normaliser."""
@@ -66,7 +66,7 @@ class LinearState(NamedTuple):
 
     @classmethod
     def empty(cls, batch: int, key_heads: int, features: int, value_width: int, dtype: DTypeLike = jnp.float32) -> "LinearState":
-        """Of no token, in float32 or wider."""
+        """The state before the first token, in float32 or wider."""
         wide = jnp.promote_types(dtype, jnp.float32)
         total = jnp.zeros((batch, key_heads, features, value_width + 1), wide)
         return cls(total, jnp.full((batch, key_heads), jnp.finfo(wide).min, wide))
@@ -270,7 +270,7 @@ class RandomFeatureAttention(nn.Module):
         return linear_decode(query, key, value, state, mask, scale=scale, feature_map=feature_map, chunk=self.chunk)
 
     def count(self, width: int) -> int:
-        """How many random features heads of that width get."""
+        """The number of random features for heads of that width."""
         return self.features or max(round(width * math.log(width)), 1)
 
     @nn.compact

@@ -1,4 +1,4 @@
-"""Who may look at whom: boolean masks, true where a query may look at a key, that broadcast to `B N T S`.
+"""Attention masks: boolean, true where a query may attend to a key, broadcasting to `B N T S`.
 
 Queries and keys are given by their number, and then stand at 0, 1, 2 …, or by their positions, the same for all examples or not. Masks combine by `&` and `|`: `causal_mask(T) & segment_mask(documents)`. Beware of torch: in `key_padding_mask` and a boolean `attn_mask` of `torch.nn.MultiheadAttention` and `torch.nn.Transformer` true means "ignore", so exchange with `~`; `scaled_dot_product_attention` has true as here.
 """
@@ -21,7 +21,7 @@ Window = Count | tuple[Count, Count]
 
 
 def places(given: Places) -> Int[Array, "#B _"]:
-    """The positions that are meant."""
+    """Positions from a number of tokens or from the positions themselves."""
     return jnp.atleast_2d(given if jnp.ndim(given) else jnp.arange(operator.index(given)))
 
 
@@ -75,7 +75,7 @@ def segment_mask(queries: Int[Array, "B T"], keys: Int[Array, "B S"] | None = No
 
 
 def prefix_mask(lengths: Int[Array, "B"], queries: Count, keys: Count | None = None) -> Bool[Array, "B 1 T S"]:
-    """A prefix of `lengths` tokens that all may see, and what is causal after it (Raffel et al. 2020, section 3.2.1)."""
+    """Bidirectional over a prefix of `lengths` tokens, causal after it (Raffel et al. 2020, section 3.2.1)."""
     return causal_mask(queries, keys) | length_mask(lengths, queries if keys is None else keys)
 
 

@@ -1,4 +1,4 @@
-"""Where a token stands: vectors to add (sinusoidal, learned), rotations of queries and keys (rotary), and biases of the logits (ALiBi, relative tables).
+"""Position encodings: vectors to add (sinusoidal, learned), rotations of queries and keys (rotary), and biases of the logits (ALiBi, relative tables).
 
 A bias has the shape `#B N T S` that an attention takes as `bias=`. Frequencies are computed in float64; they and the tables of them are kept in float32, or in float64 where jax has it on.
 """
@@ -67,7 +67,7 @@ class LearnedPositions(nn.Module):
 def interpolate_positions(table: Float[Array, "T D"], grid: tuple[int, int], new_grid: tuple[int, int]) -> Float[Array, "S D"]:
     """A table of learned vectors for the places of a grid (rows, columns), row by row, made into one for another grid: images of another size, or with other patches (Dosovitskiy et al. 2021, section 3.2).
 
-    Rows of the table before those of the grid, such as that of a class token, are kept. Bicubic as torch has it without `align_corners`, and with it DeiT, DINO and HF: pictures cover the same area, beyond the border its nearest place is repeated, and nothing is smoothed where the grid shrinks. The kernel is that of Keys 1981 (eq. 4) with −3/4 for its −1/2, which `jax.image.resize` has. Raises `UserError` if the table has fewer rows than the grid has places.
+    Rows of the table before those of the grid, such as that of a class token, are kept. Bicubic as torch has it without `align_corners`, and with it DeiT, DINO and HF: images cover the same area, beyond the border its nearest place is repeated, and nothing is smoothed where the grid shrinks. The kernel is that of Keys 1981 (eq. 4) with −3/4 for its −1/2, which `jax.image.resize` has. Raises `UserError` if the table has fewer rows than the grid has places.
     """
     (height, width), count = grid, math.prod(grid)
     if len(table) < count:

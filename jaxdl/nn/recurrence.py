@@ -393,7 +393,7 @@ class _Direction(nn.Module):
 class Recurrent(nn.Module):
     """Stacked layers of a `cell`, in one direction or both: sequences and a state in, the last layer's outputs and the new state out.
 
-    The state is that of torch: `layers · directions` first, each layer's forward direction before its backward one; zeros where none is given. Both directions' outputs are side by side. `dropout` falls on what one layer hands to the next, so with one layer on nothing.
+    The state is that of torch: `num_layers · directions` first, each layer's forward direction before its backward one; zeros where none is given. Both directions' outputs are side by side. `dropout` falls on what one layer hands to the next, so with one layer on nothing.
 
     `initialization` is `"orthogonal"` (each gate's recurrent matrix is orthogonal, Saxe et al. 2014; LeCun normal for the inputs; biases of 0; as in Flax) or `"torch"` (everything uniform within ±1/√hidden). `forget_bias` is added to the initial bias of an LSTM's forget gate: 1 lets it remember from the start (Gers et al. 2000; Jozefowicz et al. 2015, section 5, recommend 1 always), torch has 0.
 
@@ -404,7 +404,7 @@ class Recurrent(nn.Module):
 
     hidden: int
     cell: Cell = "lstm"
-    layers: int = 1
+    num_layers: int = 1
     bidirectional: bool = False
     dropout: float = 0.0
     initialization: Initialization = "orthogonal"
@@ -417,7 +417,7 @@ class Recurrent(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros, in float32 or wider."""
-        shape = (self.layers * (1 + self.bidirectional), batch_size, self.hidden)
+        shape = (self.num_layers * (1 + self.bidirectional), batch_size, self.hidden)
         zeros = jnp.zeros(shape, jnp.promote_types(self.dtype or self.param_dtype, jnp.float32))
         return (zeros, zeros) if self.cell == "lstm" else zeros
 
@@ -435,8 +435,8 @@ class Recurrent(nn.Module):
             raise unknown("recurrent cell", self.cell, _GATES)
         if self.initialization not in get_args(Initialization):
             raise unknown("initialisation of a recurrent network", self.initialization, get_args(Initialization))
-        if self.layers < 1:
-            raise UserError(f"a recurrent network of {self.layers} layers has no output: give `layers` a number from 1")
+        if self.num_layers < 1:
+            raise UserError(f"a recurrent network of {self.num_layers} layers has no output: give `num_layers` a number from 1")
         zeros = self.initial_state(len(x))
         if state is not None and jax.tree.map(jnp.shape, state) != jax.tree.map(jnp.shape, zeros):
             given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (state, zeros))
@@ -450,7 +450,7 @@ class Recurrent(nn.Module):
             x = jnp.where((jnp.arange(x.shape[1]) < lengths[:, None])[..., None], x, 0)
         x = x.swapaxes(0, 1)
         last: list[State] = []
-        for layer in range(self.layers):
+        for layer in range(self.num_layers):
             outputs = []
             for reverse in (False, True)[: 1 + self.bidirectional]:
                 direction = _Direction(
@@ -471,7 +471,7 @@ class Recurrent(nn.Module):
                 outputs.append(output.astype(dtype))
                 last.append(end)
             x = jnp.concatenate(outputs, axis=-1)
-            if layer + 1 < self.layers:
+            if layer + 1 < self.num_layers:
                 x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return x.swapaxes(0, 1), jax.tree.map(lambda *leaves: jnp.stack(leaves), *last)
 

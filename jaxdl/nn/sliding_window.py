@@ -32,7 +32,7 @@ def sliding_window_attention(
     block: int | None = None,
     implementation: Literal["blocks", "pallas"] = "blocks",
 ) -> Float[Array, "B T N V"]:
-    """`dot_product_attention`, of which these are the arguments and the results, without the logits that `local_window_size` hides.
+    """The same function as `dot_product_attention`, without computing the logits that `local_window_size` hides.
 
     Queries are taken block by block, each with the keys of its own and the neighbouring blocks that its window `(left, right)` reaches: O(T · (left + right + block)) time. Only one block's logits exist at a time, also backwards, where they are computed again: memory is O(T · (left + right + block) / block). `block` is chosen by the window unless given. Without a window, or with one that is no shorter than the keys, it is `dot_product_attention` itself. With `implementation="pallas"` the tiles of `pallas_kernels.dot_product_attention` do it all, which has the kernel of the platform and takes values as wide as the keys only; its tiles, of `block × block` if that is given, are skipped where the window has nothing of them.
 

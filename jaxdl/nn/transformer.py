@@ -19,17 +19,17 @@ from jaxdl.nn.normalization import LayerNorm
 
 
 def as_rows(x: Float[Array, "*batch D"]) -> Float[Array, "rows D"]:
-    """All vectors below one another, for a linear map: the gradient of its kernel then sums over one axis. Where it sums over two, XLA's CPU transposes a copy of an operand first."""
+    """Flattens all axes but the last before a linear map: the gradient of its kernel then sums over one axis. Over two, XLA's CPU transposes a copy of an operand first."""
     return x.reshape(-1, x.shape[-1])
 
 
 class FeedForward(nn.Module):
     """Two linear maps with an activation between, position by position (Vaswani et al. 2017, eq. 2).
 
-    The default GELU is the tanh approximation, as SigLIP, GPT-2 and Gemma have it; BERT and ViT have the exact one, `jaxdl.nn.gelu`. `out_init` is for the second map, which GPT-2 starts smaller.
+    `mlp_dim` is the hidden width. The default GELU is the tanh approximation of SigLIP, GPT-2 and Gemma; BERT and ViT have the exact one, `jaxdl.nn.gelu`. `out_init` initialises the second map, smaller in GPT-2; `kernel_init` by default.
     """
 
-    hidden: int
+    mlp_dim: int
     activation: Callable[[Array], Array] = gelu_tanh
     dropout: float = 0.0
     use_bias: bool = True
@@ -52,7 +52,7 @@ class FeedForward(nn.Module):
             )
 
         rows = as_rows(x)
-        hidden = self.activation(dense(self.hidden, "expand")(rows))
+        hidden = self.activation(dense(self.mlp_dim, "expand")(rows))
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
         return dense(x.shape[-1], "contract", self.out_init or self.kernel_init)(hidden).reshape(x.shape)
 
@@ -60,10 +60,10 @@ class FeedForward(nn.Module):
 class GatedFeedForward(nn.Module):
     """`(activation(x W) ⊙ x V) W₂`, without biases: one of two linear maps gates the other (Shazeer 2020, eq. 5 and 6).
 
-    The activation names it: `silu` SwiGLU (Llama, the default), `gelu` or `gelu_tanh` GeGLU (Gemma), `jax.nn.relu` ReGLU, `jax.nn.sigmoid` GLU. `gated_hidden` gives the width at which it has the parameters of a plain `FeedForward`.
+    The activation names it: `silu` SwiGLU (Llama, the default), `gelu` or `gelu_tanh` GeGLU (Gemma), `jax.nn.relu` ReGLU, `jax.nn.sigmoid` GLU. `gated_mlp_dim` is the width with as many parameters as a plain `FeedForward`.
     """
 
-    hidden: int
+    mlp_dim: int
     activation: Callable[[Array], Array] = silu
     dropout: float = 0.0
     use_bias: bool = False
@@ -85,21 +85,21 @@ class GatedFeedForward(nn.Module):
             )
 
         rows = as_rows(x)
-        hidden = self.activation(dense(self.hidden, "gate")(rows)) * dense(self.hidden, "expand")(rows)
+        hidden = self.activation(dense(self.mlp_dim, "gate")(rows)) * dense(self.mlp_dim, "expand")(rows)
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
         return dense(x.shape[-1], "contract", self.out_init or self.kernel_init)(hidden).reshape(x.shape)
 
 
-def gated_hidden(hidden: int, multiple_of: int = 1) -> int:
+def gated_mlp_dim(mlp_dim: int, multiple_of: int = 1) -> int:
     """Two thirds of a plain feed-forward's hidden width, since a gated one has three kernels and not two (Shazeer 2020, section 2).
 
     Rounded up to a multiple: 256 in Llama, whose 4 · 4096 becomes 11008.
     """
-    return -(-(2 * hidden // 3) // multiple_of) * multiple_of
+    return -(-(2 * mlp_dim // 3) // multiple_of) * multiple_of
 
 
 def stochastic_depth(x: Float[Array, "B *shape"], rate: float | Float[Array, ""], key: PRNGKeyArray) -> Float[Array, "B *shape"]:
-    """What a residual branch adds, left out for a share `rate` (below 1) of the examples and divided by `1 − rate` for the others (Huang et al. 2016, eq. 2).
+    """Drops a residual branch for a share `rate` (below 1) of the examples and divides by `1 − rate` for the others (Huang et al. 2016, eq. 2).
 
     The paper multiplies by `1 − rate` at test time instead: the expectations are equal.
     """
@@ -108,29 +108,29 @@ def stochastic_depth(x: Float[Array, "B *shape"], rate: float | Float[Array, ""]
 
 
 def _given(**options: Any) -> dict[str, Any]:
-    """Without those that are None: a layer that knows no bias can be asked for none."""
+    """Drops options that are None, so that layers without a bias or mask argument work too."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 class TransformerBlock(nn.Module):
-    """Attention within a sequence, to a memory if there is `cross_attention`, and a feed-forward, each in a residual connection. Encoders and decoders differ in `is_causal` and `cross_attention` alone.
+    """Self-attention, optional cross-attention to a memory, and a feed-forward, each with a residual connection. Encoders and decoders differ only in `is_causal` and `cross_attention`.
 
-    - `attention` is the function within; `attention_layer`, `feed_forward_layer` and `norm` make the parts, with their options bound by `functools.partial`. Llama has `partial(MultiHeadAttention, num_kv_heads=8, rotary=rope, use_bias=False)`, `GatedFeedForward` and `partial(RMSNorm, 1e-5)`.
+    - `attention` is the attention function; `attention_layer`, `feed_forward_layer` and `norm` construct the parts, with their options bound by `functools.partial`. `mlp_dim` is the hidden width of the feed-forward. Llama has `partial(MultiHeadAttention, num_kv_heads=8, rotary=rope, use_bias=False)`, `GatedFeedForward` and `partial(RMSNorm, 1e-5)`.
     - `norm_first`: pre-norm, `x + f(norm(x))` (Xiong et al. 2020, GPT-2, ViT), or post-norm, `norm(x + f(x))` (Vaswani et al. 2017, section 3.1, BERT), which needs a warm-up of the learning rate.
-    - `norm_added` normalises what each part adds as well, `x + norm(f(norm(x)))` (Gemma 2: Riviere et al. 2024, section 2).
-    - `is_causal` is for whole sequences; decoding is by default.
-    - `dropout` is of what each part adds (ibid., section 5.4), and within the feed-forward.
-    - `dtype` is that in which the parts compute; what flows from part to part keeps the dtype of `x`.
+    - `sandwich_norm` also normalises the output of each part, `x + norm(f(norm(x)))` (Gemma 2: Riviere et al. 2024, section 2).
+    - `is_causal` is for full sequences; decoding is causal by default.
+    - `dropout` applies to the output of each part (Vaswani et al. 2017, section 5.4) and within the feed-forward.
+    - `dtype` is the parts' computation dtype; the residual stream keeps that of `x`.
     """
 
     num_heads: int
-    hidden: int
+    mlp_dim: int
     attention: Attention = dot_product_attention
     attention_layer: Callable[..., nn.Module] = MultiHeadAttention
     feed_forward_layer: Callable[..., nn.Module] = FeedForward
     norm: Callable[..., nn.Module] = LayerNorm
     norm_first: bool = True
-    norm_added: bool = False
+    sandwich_norm: bool = False
     is_causal: bool = False
     cross_attention: bool = False
     dropout: float = 0.0
@@ -150,7 +150,7 @@ class TransformerBlock(nn.Module):
         drop_rate: float | Float[Array, ""] = 0.0,
         train: bool = False,
     ) -> Float[Array, "B T D"]:
-        """Whole sequences; `prefix` is that of `MultiHeadAttention`, `drop_rate` that of `stochastic_depth` for each part. Raises `UserError` if memory is missing or not wanted."""
+        """The block on full sequences; `prefix` as in `MultiHeadAttention`, `drop_rate` as in `stochastic_depth`, for each part. Raises `UserError` if a memory is missing or unexpected."""
         how = _given(mask=mask, bias=bias, positions=positions, prefix=prefix)
         parts = {"attention": lambda layer, x: layer(x, is_causal=self.is_causal, **how)}
         if self._attends_to(memory):
@@ -161,17 +161,17 @@ class TransformerBlock(nn.Module):
         return x
 
     def empty_cache(self, batch: int, slots: int, width: int, dtype: DTypeLike | None = None) -> Cache:
-        """As of `MultiHeadAttention`: for up to `slots` tokens. Needs no parameters."""
+        """An empty cache for up to `slots` tokens, as of `MultiHeadAttention.empty_cache`. Needs no parameters."""
         return self._attention_layer(parent=None).empty_cache(batch, slots, width, dtype)
 
-    def remember(self, memory: Float[Array, "B S E"], valid: Bool[Array, "B S"] | None = None) -> Cache:
-        """Keys and values of a memory for `decode`; `valid` is true for its real tokens."""
-        return self._part("cross_attention").remember(memory, valid)
+    def cache_memory(self, memory: Float[Array, "B S E"], valid: Bool[Array, "B S"] | None = None) -> Cache:
+        """Projects a memory to keys and values for `decode`; `valid` is true for its real tokens."""
+        return self._part("cross_attention").cache_memory(memory, valid)
 
     def decode(
         self, x: Float[Array, "B T D"], cache: Cache, memory: Cache | None = None, **options: Any
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """The next `T` tokens, and the cache with them; `options` and errors are those of `MultiHeadAttention.decode`."""
+        """Decodes the next `T` tokens and returns the extended cache; `options` and errors are those of `MultiHeadAttention.decode`."""
 
         def attend(layer: nn.Module, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
             nonlocal cache
@@ -180,7 +180,7 @@ class TransformerBlock(nn.Module):
 
         parts = {"attention": attend}
         if self._attends_to(memory):
-            parts["cross_attention"] = lambda layer, x: layer.recall(x, memory)
+            parts["cross_attention"] = lambda layer, x: layer.cross_attend(x, memory)
         parts["feed_forward"] = lambda layer, x: layer(x)
         for name, part in parts.items():
             x = self._residual(name, part, x)
@@ -202,7 +202,7 @@ class TransformerBlock(nn.Module):
     ) -> Float[Array, "B T D"]:
         norm = self._part(f"{name}_norm")
         y = part(self._part(name), norm(x) if self.norm_first else x)
-        if self.norm_added:
+        if self.sandwich_norm:
             y = self._part(f"{name}_added_norm")(y)
         y = self._part(f"{name}_dropout")(y, deterministic=not train)
         if train and not (isinstance(drop_rate, float) and drop_rate == 0):
@@ -213,13 +213,13 @@ class TransformerBlock(nn.Module):
     def _part(self, name: str) -> nn.Module:
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         if name.endswith("_norm"):
-            # What a post-norm gives is the residual stream itself, which keeps its dtype: None is that of the input.
+            # The output of a post-norm is the residual stream, which keeps its dtype: None means that of the input.
             of_stream = not self.norm_first and not name.endswith("_added_norm")
             return self.norm(**types | (dict(dtype=None) if of_stream else {}), name=name)
         if name.endswith("_dropout"):
             return nn.Dropout(self.dropout, name=name)
         if name == "feed_forward":
-            return self.feed_forward_layer(self.hidden, dropout=self.dropout, **types, name=name)
+            return self.feed_forward_layer(self.mlp_dim, dropout=self.dropout, **types, name=name)
         return self._attention_layer(name=name)
 
     def _attention_layer(self, **options: Any) -> nn.Module:
@@ -228,7 +228,7 @@ class TransformerBlock(nn.Module):
 
 
 class _Apart(nn.Module):
-    """Where blocks are made: what is made in a method of a module becomes a part of that, under a name of its own, unless it says `parent=None`."""
+    """Constructs a block without registering it as a submodule of the module whose method constructs it."""
 
     @nn.compact
     def __call__(self, block: Callable[[int], nn.Module], layer: int) -> nn.Module:
@@ -236,12 +236,12 @@ class _Apart(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks like `block`, and after pre-norm blocks a last normalisation.
+    """`depth` blocks, followed by a final normalisation if they are pre-norm.
 
-    - `block` may be a function from 0, 1 … to the block of that number, as every other one of Gemma 2 has a window. Norms and types are the same in all of them.
+    - `block` may also be a function from the index 0, 1 … to a block: in Gemma 2 every other one has a window. Norms and dtypes must be the same in all.
     - `stochastic_depth` is the drop rate of the last block; that of block l of L is `l/L` of it (Huang et al. 2016, eq. 4). Swin and ConvNeXt have `(l − 1)/(L − 1)`.
-    - `scan` compiles one block and runs it `depth` times: compilation no longer grows with the depth. Parameters are stacked on a first axis, under `blocks` instead of `block_0`, `block_1` …; `stack_blocks` and `unstack_blocks` convert them. All blocks are alike then.
-    - `remat` keeps no activation within a block for the backward pass and computes them again (Chen et al. 2016, section 3), or keeps those that a policy of `jax.checkpoint_policies` chooses.
+    - `scan` compiles one block and runs it `depth` times: compilation no longer grows with the depth. Parameters are stacked along a leading axis, under `blocks` instead of `block_0`, `block_1` …; `stack_blocks` and `unstack_blocks` convert them. All blocks must be alike.
+    - `remat` recomputes the activations within each block in the backward pass (Chen et al. 2016, section 3), but for those saved by a policy of `jax.checkpoint_policies`, if one is given.
     """
 
     depth: int
@@ -253,7 +253,7 @@ class Transformer(nn.Module):
     def __call__(
         self, x: Float[Array, "B T D"], memory: Float[Array, "B S E"] | None = None, *, train: bool = False, **options: Any
     ) -> Float[Array, "B T D"]:
-        """Whole sequences; `options` are those of a call of `TransformerBlock`, the same for all blocks. Raises `UserError` for a rate of stochastic depth outside of [0, 1)."""
+        """All blocks on full sequences; `options` are those of `TransformerBlock.__call__`, the same for all blocks. Raises `UserError` for a rate of stochastic depth outside [0, 1)."""
         if not 0 <= self.stochastic_depth < 1:
             raise UserError(f"stochastic_depth is {self.stochastic_depth}: choose a rate from 0 to below 1")
 
@@ -268,15 +268,15 @@ class Transformer(nn.Module):
         return self._last(self._through(run, x, *rates)[0])
 
     def empty_cache(self, batch: int, slots: int, width: int, dtype: DTypeLike | None = None) -> Cache:
-        """For `decode` of up to `slots` tokens, prompt and padding included, at the model width `width`. Needs no parameters."""
+        """An empty cache for up to `slots` tokens, prompt and padding included, at the model width `width`. Needs no parameters."""
         layers = [self._block(layer).empty_cache(batch, slots, width, dtype) for layer in range(self.depth)]
         entries = tuple(layer.entries for layer in layers)
         return layers[0].replace(entries=jax.tree.map(lambda *each: jnp.stack(each), *entries) if self.scan else entries)
 
-    def remember(self, memory: Float[Array, "B S E"], valid: Bool[Array, "B S"] | None = None) -> Cache:
-        """Keys and values of a memory for `decode`, computed once; `valid` is true for its real tokens."""
+    def cache_memory(self, memory: Float[Array, "B S E"], valid: Bool[Array, "B S"] | None = None) -> Cache:
+        """Projects a memory to every block's keys and values for `decode`, once; `valid` is true for its real tokens."""
         valid = jnp.ones(memory.shape[:2], bool) if valid is None else valid
-        _, entries = self._through(lambda block, x: (x, block.remember(memory, valid).entries), ())
+        _, entries = self._through(lambda block, x: (x, block.cache_memory(memory, valid).entries), ())
         return Cache(entries, valid, jnp.asarray(valid.shape[1], jnp.int32))
 
     def decode(
@@ -288,7 +288,7 @@ class Transformer(nn.Module):
         valid: Bool[Array, "B T"] | None = None,
         **options: Any,
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """The next `T` tokens, be it a prompt or a single one, and the cache with them; `options` and errors are those of `MultiHeadAttention.decode`."""
+        """Decodes the next `T` tokens (a whole prompt or a single one) and returns the extended cache; `options` and errors are those of `MultiHeadAttention.decode`."""
         valid = jnp.ones(x.shape[:2], bool) if valid is None else valid
 
         def run(block: nn.Module, x: Float[Array, "B T D"], entries: PyTree, *memories: PyTree) -> tuple[Array, PyTree]:
@@ -333,7 +333,7 @@ class Transformer(nn.Module):
 
 
 def stack_blocks(params: PyTree) -> PyTree:
-    """The parameters of models whose `Transformer`s have `scan`, from those of models without: `block_0`, `block_1` … of any dictionary within are stacked as `blocks`."""
+    """Converts parameters for `Transformer`s with `scan`: in every nested dictionary, `block_0`, `block_1` … are stacked as `blocks`."""
     if not isinstance(params, Mapping):
         return params
     names = [name for name in (f"block_{layer}" for layer in range(len(params))) if name in params]
@@ -357,14 +357,14 @@ def unstack_blocks(params: PyTree) -> PyTree:
 
 @functools.partial(jax.jit, static_argnums=0)
 def attention_weights(module: nn.Module, params: PyTree, *inputs: Array) -> list[Float[Array, "B N T S"]]:
-    """How much each query looks at each key, in every attention of a model and in the order in which they are called with whole sequences, `module.apply({"params": params}, *inputs)`.
+    """The attention weights of every layer, in call order, of `module.apply({"params": params}, *inputs)` on full sequences.
 
-    The model has the fields `attention`, `scan` and `remat`, as those of `jaxdl.models` have, whatever they are set to.
+    The module must have the fields `attention`, `scan` and `remat`, as those of `jaxdl.models` do, with any values.
     """
     weights: list[Array] = []
 
     def noted(query: Array, key: Array, value: Array, bias: Any = None, mask: Any = None, **options: Any) -> Array:
-        """Of values that are unit vectors, attention returns the weights themselves."""
+        """With unit vectors as values, attention returns the weights themselves."""
         count = key.shape[1]
         units = jnp.broadcast_to(jnp.eye(count, dtype=value.dtype)[None, :, None], (len(key), count, key.shape[2], count))
         weights.append(dot_product_attention(query, key, units, bias, mask, **options).swapaxes(1, 2))
@@ -376,10 +376,10 @@ def attention_weights(module: nn.Module, params: PyTree, *inputs: Array) -> list
 
 
 class AttentionPooling(nn.Module):
-    """One learned query, the probe, gathers a sequence into a vector (MAP head; Lee et al. 2019, Zhai et al. 2022)."""
+    """Pools a sequence into one vector by attention with a learned query, the probe, and a feed-forward of hidden width `mlp_dim` (MAP head; Lee et al. 2019, Zhai et al. 2022)."""
 
     num_heads: int
-    hidden: int
+    mlp_dim: int
     attention: Attention = dot_product_attention
     eps: float = 1e-6
     dtype: DTypeLike | None = None
@@ -392,4 +392,4 @@ class AttentionPooling(nn.Module):
         probe = jnp.broadcast_to(probe.astype(x.dtype), (len(x), 1, x.shape[-1]))
         x = MultiHeadAttention(self.num_heads, self.attention, **types, name="attention")(probe, x)
         y = LayerNorm(self.eps, **types, name="norm")(x)
-        return (x + FeedForward(self.hidden, **types, name="feed_forward")(y))[:, 0]
+        return (x + FeedForward(self.mlp_dim, **types, name="feed_forward")(y))[:, 0]

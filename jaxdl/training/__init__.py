@@ -1,33 +1,69 @@
 """State, step, loop, checkpoints, logs: training that knows no model."""
 
-from jaxdl.training.beginning import OPTIMIZERS, matrices, start
-from jaxdl.training.inside import Inside, look
-from jaxdl.training.loop import Interrupted, fit
+from jaxdl.training.inspection import LayerStats, inspect_step
+from jaxdl.training.loop import Evaluate, Interrupted, fit
 from jaxdl.training.parallel import Layout, data_mesh, distribute
-from jaxdl.training.run import ASIDE, Execution, Run, load_run
-from jaxdl.training.state import TrainState, init_state, parameters_sha256
-from jaxdl.training.step import Aux, Batch, Frozen, make_step
+from jaxdl.training.processes import is_first, to_host
+from jaxdl.training.run import NOT_IDENTITY, Execution, Report, Run
+from jaxdl.training.saved import Model, SavedRun, load_model, load_run, published_folder
+from jaxdl.training.seeds import over_seeds
+from jaxdl.training.setup import OPTIMIZERS, configured, decay_mask, init_state, setup_training
+from jaxdl.training.state import TrainState, parameters_sha256
+from jaxdl.training.step import (
+    Aux,
+    Batch,
+    Frozen,
+    Mean,
+    Metrics,
+    Objective,
+    Update,
+    UpdateStep,
+    apply_gradients,
+    cut_batch,
+    gradients,
+    make_step,
+)
+from jaxdl.training.train import train
 
 __all__ = [
-    "ASIDE",
+    "NOT_IDENTITY",
     "OPTIMIZERS",
     "Aux",
     "Batch",
+    "Evaluate",
     "Execution",
     "Frozen",
-    "Inside",
     "Interrupted",
+    "LayerStats",
     "Layout",
+    "Mean",
+    "Metrics",
+    "Model",
+    "Objective",
+    "Report",
     "Run",
+    "SavedRun",
     "TrainState",
+    "Update",
+    "UpdateStep",
+    "apply_gradients",
+    "configured",
+    "cut_batch",
     "data_mesh",
+    "decay_mask",
     "distribute",
     "fit",
+    "gradients",
     "init_state",
+    "inspect_step",
+    "is_first",
+    "load_model",
     "load_run",
-    "look",
     "make_step",
-    "matrices",
+    "over_seeds",
     "parameters_sha256",
-    "start",
+    "published_folder",
+    "setup_training",
+    "to_host",
+    "train",
 ]

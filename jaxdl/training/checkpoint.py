@@ -8,23 +8,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import Array, PyTree, UInt32
 
 from jaxdl.errors import RunError, UserError
-from jaxdl.training.processes import agree, barrier, is_first
+from jaxdl.training.processes import any_process, barrier, is_first
 from jaxdl.training.state import TrainState
 
 
 class Checkpoints:
     """The newest `keep` checkpoints of a run, one folder per step.
 
-    Each holds the train state, the position in the data, the seconds spent so far, and the run's config. A checkpoint appears under its name only when it is whole, so that a process killed while writing leaves the ones before untouched. Of several processes each writes and reads its own parts of the state, in one directory that all of them see; another number of processes or devices, or another layout, can go on from it.
+    Each holds the train state but for its constants, the position in the data, the seconds spent so far, and the run's config. A checkpoint appears under its name only when it is whole, so that a process killed while writing leaves the ones before untouched. Of several processes each writes and reads its own parts of the state, in one directory that all of them see; another number of processes or devices, or another layout, can go on from it.
     """
 
     def __init__(self, directory: Path, config: dict[str, Any], keep: int = 2):
         self.directory = directory
         self.config = config
+        import orbax.checkpoint as ocp  # Here and below, so that help does not wait for it.
+
+        self._args = ocp.args
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
@@ -33,22 +35,26 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        state, constants = state.replace(constants=None), int(_checksum(state.constants))
+        progress = {"data": data, "seconds": seconds, "checksum": int(_checksum(state)), "constants": constants}
         self._manager.save(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                progress=ocp.args.JsonSave({"data": data, "seconds": seconds, "checksum": int(_checksum(state))}),
-                config=ocp.args.JsonSave(self.config),
+            args=self._args.Composite(
+                state=self._args.StandardSave(state),
+                progress=self._args.JsonSave(progress),
+                config=self._args.JsonSave(self.config),
             ),
         )
 
     def restore(self, like: TrainState, report: Callable[[str], None]) -> tuple[TrainState, dict[str, Any], float] | None:
-        """The newest checkpoint that can be read: its state placed as `like` is, the position in the data, the seconds.
+        """The newest checkpoint that can be read: its state placed as `like` is and with its constants, the position in the data, the seconds.
 
-        One that cannot be read is reported and removed, and the one before is tried. None if there never was one; `RunError` if there were, and none is readable.
+        One that cannot be read is reported and removed, and the one before is tried. None if there never was one; `RunError` if there were, and none is readable, and `UserError` if training had begun with other constants.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+        from orbax.checkpoint.utils import to_shape_dtype_struct
+
+        abstract = jax.tree.map(to_shape_dtype_struct, like.replace(constants=None))
+        args = self._args.Composite(state=self._args.StandardRestore(abstract), progress=self._args.JsonRestore())
         broken: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             reason = ""
@@ -56,7 +62,7 @@ class Checkpoints:
                 restored = self._manager.restore(step, args=args)
             except Exception as error:  # Orbax, TensorStore and the JSON reader each have their own.
                 reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-            (failed,) = agree(bool(reason))
+            (failed,) = any_process(bool(reason))
             if not failed and restored.progress["checksum"] != int(_checksum(restored.state)):
                 failed, reason = True, "its bytes are not those that were written"
             if failed:
@@ -69,7 +75,12 @@ class Checkpoints:
             if broken:
                 barrier("broken checkpoints are removed")
                 self._manager.reload()
-            return restored.state, restored.progress["data"], restored.progress["seconds"]
+            if restored.progress["constants"] != int(_checksum(like.constants)):
+                raise UserError(
+                    f"the run in {self.directory.parent} began with other constants, such as a teacher's weights, than it is given now: "
+                    "bring those back, or start anew with --overwrite"
+                )
+            return restored.state.replace(constants=like.constants), restored.progress["data"], restored.progress["seconds"]
         if broken:
             raise RunError(
                 f"none of the checkpoints in {self.directory} can be read ({next(iter(broken.values()))}): "
@@ -92,6 +103,8 @@ class Checkpoints:
 
 def read_variables(directory: Path) -> dict[str, PyTree]:
     """Parameters, their average (or None) and other variables of the newest checkpoint in a folder, as numpy arrays on any machine: `params`, `ema` and `variables`. The optimizer's state is not read. Raises `UserError` if there is none, or it cannot be read."""
+    import orbax.checkpoint as ocp
+
     handlers = {"state": ocp.PyTreeCheckpointHandler(), **{name: ocp.JsonCheckpointHandler() for name in ("progress", "config")}}
     missing = UserError(f"there is no checkpoint in {directory}: train first")
     if not directory.is_dir():
@@ -116,8 +129,8 @@ def read_variables(directory: Path) -> dict[str, PyTree]:
 
 
 @jax.jit
-def _checksum(state: TrainState) -> UInt32[Array, ""]:
-    """A sum over all words of the state, modulo 2³², each times an odd number that depends on its place: whatever changes in one word changes it.
+def _checksum(state: PyTree) -> UInt32[Array, ""]:
+    """A sum over all words of a tree of arrays, modulo 2³², each times an odd number that depends on its place: whatever changes in one word changes it.
 
     TensorStore notices a file that is cut short, but not a byte that changed. Integers add up to the same in any order, so the sum does not depend on how the state lies over devices, and is taken where it lies.
     """

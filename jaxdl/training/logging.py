@@ -1,18 +1,24 @@
-"""Where a run's numbers go: `metrics.jsonl`, TensorBoard, and Weights & Biases if asked for."""
+"""Where a run's numbers and pictures go: `metrics.jsonl`, TensorBoard, and Weights & Biases if asked for."""
 
 import functools
 import json
+import secrets
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from PIL import Image
 
 from jaxdl.errors import UserError
 
 
 @runtime_checkable
 class Writer(Protocol):
-    """Takes rows of named numbers."""
+    """Takes rows of named numbers, and pictures."""
 
     def write(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def draw(self, step: int, name: str, file: Path) -> None:
+        """A picture that lies in a PNG or GIF file."""
 
     def close(self) -> None: ...
 
@@ -32,6 +38,9 @@ class JsonLines:
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
 
+    def draw(self, step: int, name: str, file: Path) -> None:
+        """Pictures are in `figures/`, and none is in the log."""
+
     def close(self) -> None:
         self._file.close()
 
@@ -45,6 +54,14 @@ class TensorBoard:
     def write(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+
+    def draw(self, step: int, name: str, file: Path) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        with Image.open(file) as picture:  # The file itself is shown, so that a GIF moves.
+            width, height = picture.size
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.read_bytes())
+        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def close(self) -> None:
         if "_writer" in vars(self):
@@ -68,7 +85,7 @@ class WandB:
             raise UserError("--wandb needs the wandb package: pip install 'jaxdl[wandb]'") from None
         id_file = directory / "wandb_id"
         if not id_file.exists():
-            id_file.write_text(wandb.util.generate_id())
+            id_file.write_text(secrets.token_hex(4))
         self._run = wandb.init(
             project="jaxdl", name=name, id=id_file.read_text(), resume="allow", dir=str(directory), config=config
         )
@@ -76,12 +93,18 @@ class WandB:
     def write(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
 
+    def draw(self, step: int, name: str, file: Path) -> None:
+        import wandb
+
+        picture = wandb.Video(str(file), format="gif") if file.suffix == ".gif" else wandb.Image(str(file))
+        self._run.log({name: picture}, step=step)
+
     def close(self) -> None:
         self._run.finish()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl` or an `inside.jsonl`; a last line that was cut short is left out."""
+    """The rows of a `metrics.jsonl` or a `layers.jsonl`; a last line that was cut short is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:

@@ -12,19 +12,21 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jaxtyping import Array, Key, PyTree
 from tqdm import tqdm
 
 from jaxdl.errors import RunError, UserError
 from jaxdl.training.cost import Cost, compile_step
-from jaxdl.training.inside import Look, distribute_look
-from jaxdl.training.inside import look as look_into
+from jaxdl.training.inspection import Inspect, distribute_inspection, inspect_step
 from jaxdl.training.parallel import distribute
-from jaxdl.training.processes import agree, is_first
-from jaxdl.training.run import Run
+from jaxdl.training.processes import any_process, is_first
+from jaxdl.training.run import Report, Run
+from jaxdl.training.seeds import SeedsStep
 from jaxdl.training.state import TrainState, parameter_paths, parameter_table
-from jaxdl.training.step import GRADIENT_NORMS, GradientStep, Metrics, Step
+from jaxdl.training.step import GRADIENT_NORMS, Mean, Metrics, Step, UpdateStep
 
-Evaluate = Callable[[TrainState], dict[str, float]]
+Evaluate = Callable[[dict[str, PyTree], Key[Array, ""]], Report]
+"""`(variables, key) -> report`: what a model with these variables does, batch statistics among them. The key is another at each step."""
 
 _PROFILED_STEPS = range(10, 20)
 """Counted from the first step of this process, so that compilation is not in the trace."""
@@ -32,13 +34,37 @@ _PROFILED_STEPS = range(10, 20)
 
 @runtime_checkable
 class Batches(Protocol):
-    """An endless iterator of dicts of numpy arrays that knows where it is (a grain `DatasetIterator` is one)."""
+    """An endless iterator of batches of numpy arrays that knows where it is (a grain `DatasetIterator` is one)."""
 
-    def __next__(self) -> dict[str, np.ndarray]: ...
+    def __next__(self) -> PyTree: ...
 
     def get_state(self) -> dict[str, Any]: ...
 
     def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Environments(Protocol):
+    """A source of batches that depend on what was learned, such as environments on the host in which a policy acts: `next_batch(state)` in the place of `next`."""
+
+    def next_batch(self, state: TrainState) -> PyTree: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class NoBatches:
+    """For training that makes its own data on the device: every batch is None."""
+
+    def __next__(self) -> None:
+        return None
+
+    def get_state(self) -> dict[str, Any]:
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """There is nothing to go back to."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -52,61 +78,71 @@ class Interrupted(KeyboardInterrupt):
 def fit(
     step: Step,
     state: TrainState,
-    batches: Batches,
+    batches: Batches | Environments | None,
     run: Run,
     *,
     steps: int,
     evaluate: Evaluate | None = None,
-    evaluate_every: int | None = None,
-    look: Look | None = None,
+    evaluate_every: int = 0,
+    show: Evaluate | None = None,
+    show_every: int = 0,
+    inspect: Inspect | None = None,
 ) -> TrainState:
     """Trains from where the run stopped, or from `state`, to `steps` steps, and leaves a checkpoint there.
 
-    State and batches lie as the run's layout says; each process is given its own rows of every batch. `evaluate` is called every `evaluate_every` steps before the last one; its metrics are logged under `eval/`. `look` sees, if the run asks for it, the first step and every `inspect_every`-th before it is made; the training's bits are the same without. It has to be given for steps that `make_step` has not made. A signal to stop (Ctrl-C, SIGTERM) is answered after the step at hand, or, where there are several processes, at the next row of the log, when they agree on it: everything is saved and `Interrupted` raised. Raises `RunError` at a loss or gradient that is not finite; no checkpoint is written after one, and `UserError` if the run asks for looks and there is no `look`.
+    State and batches lie as the run's layout says; each process is given its own rows of every batch. A step that counts by more than one, such as a scan of several, is called as often as it takes. `evaluate` is called every `evaluate_every` steps before the last one, and `show` every `show_every` steps (0: never); numbers of their reports are logged under `eval/`, pictures left in `figures/`. `inspect` sees, if the run asks for it, the first step and every `inspect_every`-th before it is made; the training's bits are the same without. It has to be given for steps that `make_step` has not made.
+
+    A signal to stop (Ctrl-C, SIGTERM) is answered after the step at hand, or, where there are several processes, at the next row of the log, when they agree on it: everything is saved and `Interrupted` raised. Raises `RunError` at a metric or gradient that is not finite; no checkpoint is written after one, and `UserError` if the run asks to inspect layers and there is no `inspect`.
     """
-    layout, every = run.layout, run.execution.inspect_every
-    if look is None and isinstance(step, GradientStep):
-        look = look_into(step)
-    if every and look is None:
+    layout, execution = run.layout, run.execution
+    every = execution.inspect_every
+    if inspect is None and isinstance(step, UpdateStep):
+        inspect = inspect_step(step)
+    if every and inspect is None:
         raise UserError(
             f"--inspect-every {every}: {run.experiment} does not say how to look inside of its steps; leave the flag out"
         )
+    batches = NoBatches() if batches is None else batches
     state = layout.place_state(state)
     restored = run.checkpoints.restore(state, run.say)
     if restored is not None:
         state, position, run.seconds_before = restored
         batches.set_state(position)
-    first = int(state.step)
+    number = first = int(state.step)
     run.start_logging(first)
     if first:
         run.say(f"resuming at step {first:,} of {steps:,}")
     else:
         run.say(f"parameters:\n{parameter_table(state.params)}")
 
-    execution = run.execution
-    saved_at = time.monotonic()
+    stride, saved_at = 1, time.monotonic()
     with _stop_requests() as stop, _profile(run) as profile, _progress(first, steps) as bar:
-        for number in range(first + 1, steps + 1):
-            profile(number - first)
-            batch = layout.place_batch(next(batches))
-            if number == first + 1:
+        while number < steps:
+            compiling = number == first
+            profile((number - first) // stride + 1)
+            batch = layout.place_batch(batches.next_batch(state) if isinstance(batches, Environments) else next(batches))
+            if compiling:
                 compiled, cost = compile_step(distribute(step, state, layout), state, batch)
                 run.say(str(cost))
-                pending = _Pending(run, state, layout.rows(batch), cost)
-                look_inside = distribute_look(look, state, layout) if every else None
-            if look_inside and (number == 1 or number % every == 0):
-                run.log_inside(number, look_inside(state, batch).row())
+                pending = _Pending(run, step, state, layout.rows(batch), cost)
+                inspect_layers = distribute_inspection(inspect, state, layout) if every else None
+            if inspect_layers and (number == 0 or (number + stride) // every > number // every):
+                run.log_layers(number + 1, inspect_layers(state, batch).row())
             state, metrics = compiled(state, batch)
-            pending.add(number, metrics, bar)
-            if number == first + 1:
+            if compiling:
+                stride = max(int(state.step) - number, 1)
+            before, number = number, number + stride
+            came = lambda every, before=before, number=number: bool(every) and number // every > before // every
+            pending.add(number, metrics, bar, stride)
+            if compiling:
                 jax.block_until_ready(state.step)
                 seconds = run.seconds - run.seconds_before
                 run.say(f"first step after {seconds:.1f} s, {cost.seconds_to_compile:.1f} s of it to compile")
                 run.log(number, {"seconds_to_first_step": seconds})
-            save = number == steps or number % execution.checkpoint_every == 0
+            save = number >= steps or came(execution.checkpoint_every)
             due, stopped = (time.monotonic() - saved_at) / 60 > execution.checkpoint_minutes, bool(stop)
             if jax.process_count() > 1:
-                due, stopped = agree(due, stopped) if number % execution.log_every == 0 else (False, False)
+                due, stopped = any_process(due, stopped) if came(execution.log_every) else (False, False)
             if save or due or stopped:
                 pending.flush(bar)
                 run.checkpoints.save(state, batches.get_state(), run.seconds)
@@ -116,32 +152,48 @@ def fit(
                 run.checkpoints.wait()
                 name = signal.Signals(sent).name
                 raise Interrupted(f"{name}: saved at step {number:,} of {steps:,}; the same command goes on from there", sent)
-            if evaluate and evaluate_every and number % evaluate_every == 0 and number < steps:
-                pending.flush(bar)
-                scores = evaluate(state)
-                run.log(number, {f"eval/{name}": value for name, value in scores.items()})
-                run.say(f"step {number:,}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+            variables = state.eval_variables
+            for look, due in ((evaluate, came(evaluate_every)), (show, came(show_every))):
+                if look and due and number < steps:
+                    pending.flush(bar)
+                    numbers = run.report(number, look(variables, evaluation_key(state)))
+                    if numbers:
+                        run.say(f"step {number:,}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
     return state
+
+
+def evaluation_key(state: TrainState) -> Key[Array, ""]:
+    """A key for what is random in an evaluation: another at each step, and none that a step has used."""
+    key = state.key if state.key.ndim == 0 else state.key[0]
+    return jax.random.fold_in(jax.random.fold_in(key, state.step), _EVALUATION)
+
+
+_EVALUATION = 2**31 - 1
 
 
 class _Pending:
     """Metrics that are still on the device. They come over in one transfer every few steps, when the device has later steps to do."""
 
-    def __init__(self, run: Run, state: TrainState, examples: int, cost: Cost):
+    def __init__(self, run: Run, step: Step, state: TrainState, examples: int, cost: Cost):
         self.run, self.examples, self.cost = run, examples, cost
         self.every = run.execution.log_every
-        self.paths = parameter_paths(state.params)
+        known = isinstance(step, UpdateStep | SeedsStep)
+        self.paths = step.gradient_paths(state) if known else {GRADIENT_NORMS: parameter_paths(state.params)}
         self.rows: list[tuple[int, Metrics]] = []
+        self.steps = 0
         self.since = time.perf_counter()
 
-    def add(self, number: int, metrics: Metrics, bar: tqdm) -> None:
-        bar.update()
+    def add(self, number: int, metrics: Metrics, bar: tqdm, stride: int) -> None:
+        bar.update(stride)
         self.rows.append((number, metrics))
-        if self.every == 1 or number % self.every == 1:  # The window before is full, and the device is busy with this step.
-            self.flush(bar, leave=0 if self.every == 1 else 1)
+        self.stride, self.steps = stride, self.steps + stride
+        if self.every <= stride:
+            self.flush(bar)
+        elif (self.steps - stride) // self.every > (self.steps - 2 * stride) // self.every:
+            self.flush(bar, leave=1)  # The window before is full, and the device is busy with this step.
 
     def flush(self, bar: tqdm, leave: int = 0) -> None:
-        """Fetches, checks and logs all rows but the last `leave`; what is logged is their mean."""
+        """Fetches, checks and logs all rows but the last `leave`; what is logged is their mean. A `Mean` without a count in any of them is not logged."""
         cut = len(self.rows) - leave
         rows, self.rows = self.rows[:cut], self.rows[cut:]
         if not rows:
@@ -149,22 +201,28 @@ class _Pending:
         fetched = jax.device_get([metrics for _, metrics in rows])
         for (number, _), metrics in zip(rows, fetched):
             self._check(number, metrics)
-        means = {name: float(np.mean([row[name] for row in fetched])) for name in fetched[0] if name != GRADIENT_NORMS}
+        means = _means(fetched)
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
-        means["steps_per_second"] = len(rows) / seconds
-        means["examples_per_second"] = self.examples * means["steps_per_second"]
-        utilization = self.cost.utilization(means["steps_per_second"])
+        calls_per_second = len(rows) / seconds
+        means["steps_per_second"] = self.stride * calls_per_second
+        shown = {"loss": f"{means['loss']:.4g}"} if "loss" in means else {}
+        if self.examples:
+            means["examples_per_second"] = self.examples * calls_per_second
+            shown["examples/s"] = f"{means['examples_per_second']:.0f}"
+        utilization = self.cost.utilization(calls_per_second)
         if utilization is not None:
             means["model_flop_utilization"] = utilization
         self.run.log(rows[-1][0], means)
-        bar.set_postfix({"loss": f"{means['loss']:.4g}", "examples/s": f"{means['examples_per_second']:.0f}"}, refresh=False)
+        bar.set_postfix(shown, refresh=False)
 
-    def _check(self, number: int, metrics: dict[str, np.ndarray]) -> None:
-        norms = metrics.get(GRADIENT_NORMS, np.zeros(0))
-        scalars = {name: float(value) for name, value in metrics.items() if name != GRADIENT_NORMS}
-        wrong = [name for name, value in scalars.items() if not math.isfinite(value)]
-        parameters = [path for path, norm in zip(self.paths, norms) if not math.isfinite(norm)]
+    def _check(self, number: int, metrics: dict[str, Any]) -> None:
+        wrong, parameters = [], []
+        for name, value in metrics.items():
+            if name.endswith(GRADIENT_NORMS):
+                parameters += [path for path, norm in zip(self.paths.get(name, ()), value) if not math.isfinite(norm)]
+            elif not np.isfinite(value.total if isinstance(value, Mean) else value):
+                wrong.append(name)
         if not wrong and not parameters:
             return
         named = ", ".join(parameters[:5]) + (f" and {len(parameters) - 5} more" if len(parameters) > 5 else "")
@@ -175,6 +233,19 @@ class _Pending:
             f"at step {number:,} {', '.join(wrong) or 'a gradient'} is not finite{gradients}; {kept}: "
             "try a lower --learning-rate, a longer --warmup or clipping"
         )
+
+
+def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of several steps' metrics, each over the steps that have it."""
+    means: dict[str, float] = {}
+    for name in dict.fromkeys(name for row in rows for name in row if not name.endswith(GRADIENT_NORMS)):
+        values = [row[name] for row in rows if name in row]
+        if isinstance(values[0], Mean):
+            count = float(sum(value.count for value in values))
+            means |= {name: float(sum(value.total for value in values)) / count} if count else {}
+        else:
+            means[name] = float(np.mean(values))
+    return means
 
 
 @contextlib.contextmanager

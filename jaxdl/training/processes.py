@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 
 def is_first() -> bool:
-    """Whether this is the process that logs, draws and talks."""
+    """True on the process that logs and writes figures."""
     return jax.process_index() == 0
 
 
@@ -20,7 +20,7 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def agree(*flags: bool) -> tuple[bool, ...]:
+def any_process(*flags: bool) -> tuple[bool, ...]:
     """For each flag whether any process has it set. All processes must ask at the same step."""
     if jax.process_count() == 1:
         return flags
@@ -29,7 +29,7 @@ def agree(*flags: bool) -> tuple[bool, ...]:
 
 @contextlib.contextmanager
 def first_process_first(name: str) -> Iterator[None]:
-    """The block runs in the first process, then in all others, which find the files that the first one wrote."""
+    """Runs the block in the first process, then in all others, which find the files that the first one wrote."""
     try:
         if not is_first():
             barrier(name)
@@ -39,7 +39,7 @@ def first_process_first(name: str) -> Iterator[None]:
             barrier(name)
 
 
-def whole(leaf: PyTree) -> np.ndarray:
+def to_host(leaf: PyTree) -> np.ndarray:
     """An array on the host with all its parts, those of other processes included."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))

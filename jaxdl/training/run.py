@@ -6,6 +6,7 @@ import fcntl
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -15,25 +16,38 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 from annotated_types import Ge, Gt
-from jaxtyping import PyTree
 from tqdm import tqdm
 
 from jaxdl import figures
+from jaxdl.data import Source, stack, train_batches
+from jaxdl.data.pipeline import Collate, Transform
 from jaxdl.errors import UserError
-from jaxdl.training.checkpoint import Checkpoints, read_variables
+from jaxdl.training.checkpoint import Checkpoints
 from jaxdl.training.logging import JsonLines, TensorBoard, WandB, Writer, read_metrics, replace_text
-from jaxdl.training.parallel import Layout
-from jaxdl.training.processes import agree, first_process_first, is_first
+from jaxdl.training.parallel import Layout, Rules
+from jaxdl.training.processes import any_process, first_process_first, is_first
+from jaxdl.training.seeds import mean_and_spread
 from jaxdl.training.state import TrainState, parameters_sha256
+from jaxdl.training.step import Batch, Mean
 
-ASIDE = {"aside": True}
-"""Metadata of a config's field that the result does not depend on, such as a question to the finished model: `config.json` is without it, and a resumed run may change it."""
+NOT_IDENTITY = {"identity": False}
+"""Metadata of a config's field that is not part of a run's identity, such as a question to the finished model: `config.json` is without it, and a resumed run may change it."""
+
+
+Report = dict[str, Any]
+"""What an evaluation has found, by name: numbers, one for each seed where there are several, `Mean`s, and pictures; None counts as nothing."""
+
+
+def is_number(value: Any, axes: int = 0) -> bool:
+    """Whether a value of a report is a number, or a row of them where `axes` is 1."""
+    return not isinstance(value, str) and np.ndim(value) == axes and np.issubdtype(np.asarray(value).dtype, np.number)
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a run is carried out. Its result does not depend on it, so a resumed run may change it. The one exception is chance within `pmap`, where each device draws dropout of its own: another draw, from the same distribution."""
+    """How a run is carried out. Its result does not depend on it, so a resumed run may change it. The one exception is randomness within `pmap`, where each device draws dropout of its own: another draw, from the same distribution."""
 
     overwrite: bool = False
     """Delete the run that is in the working directory and start anew."""
@@ -48,7 +62,9 @@ class Execution:
     profile: bool = False
     """Record a trace of a few steps in DIR/profile, to be opened with XProf or Perfetto."""
     inspect_every: Annotated[int, Ge(0)] = 0
-    """Steps between two looks inside: activations, gradients and updates of every layer, in DIR/inside.jsonl and as pictures. 0: none. Each costs as much as two steps or three."""
+    """Steps between two looks inside: activations, gradients and updates of every layer, in DIR/layers.jsonl and as figures. 0: none. Each costs as much as two steps or three."""
+    export: str = ""
+    """Write the finished model into this folder, in the published layout that transformers or diffusers read: config.json, model.safetensors, tokenizer and processor."""
     wandb: bool = False
     """Also log to Weights & Biases (pip install 'jaxdl[wandb]')."""
     parallel: Literal["jit", "fsdp", "pmap"] = "jit"
@@ -58,23 +74,34 @@ class Execution:
 class Run:
     """An open working directory, and the layout of what is computed in it. Use `Run.open`; closing waits for what is still being written.
 
-    `config.json`, `metrics.jsonl`, `result.json`, `checkpoints/`, `figures/`, `tensorboard/` are what it leaves, and `inside.jsonl` if it is asked to look inside; an experiment may keep more beside them (a tokenizer, say) in a block of `first_process_first`. Several processes of one run share the directory: the first one claims it, logs and talks; pictures that the others draw go to `figures` of their own, which do not last.
+    `config.json`, `metrics.jsonl`, `result.json`, `checkpoints/`, `figures/`, `tensorboard/` are what it leaves, and `layers.jsonl` if it is asked to look inside; an experiment may keep more beside them (a tokenizer, say) in a block of `first_process_first`. Several processes of one run share the directory: the first one claims it, logs and talks; pictures that the others draw go to `figures` of their own, which do not last.
     """
 
-    def __init__(self, directory: Path, experiment: str, config: Any, execution: Execution, figures: Path):
+    def __init__(
+        self, directory: Path, experiment: str, config: Any, execution: Execution, figures: Path, preset: str, rules: Rules
+    ):
         self.directory, self.experiment, self.config, self.execution = directory, experiment, config, execution
-        self.layout = Layout(execution.parallel)
+        self.preset, self.layout = preset, Layout(execution.parallel, rules=rules)
         self.checkpoints = Checkpoints(directory / "checkpoints", _plain(config), execution.keep_checkpoints)
         self.figures = figures
         self.started = time.perf_counter()
         self.seconds_before = 0.0
         self._writers: list[Writer] = []
-        self._inside: JsonLines | None = None
+        self._layer_stats: JsonLines | None = None
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, directory: str | Path, experiment: str, config: Any, execution: Execution = Execution()) -> Iterator["Run"]:
-        """Begins the run, or goes on with the one that is there.
+    def open(
+        cls,
+        directory: str | Path,
+        experiment: str,
+        config: Any,
+        execution: Execution = Execution(),
+        *,
+        preset: str = "default",
+        rules: Rules = (),
+    ) -> Iterator["Run"]:
+        """Begins the run, or goes on with the one that is there. `preset` is only recorded; `rules` are those of its layout.
 
         Raises `UserError` if the directory holds a run with another config (the difference is shown) or other people's files, if it cannot be written, or if another process is at work in it.
         """
@@ -83,21 +110,21 @@ class Run:
             problem = None
             if is_first():
                 try:
-                    stack.enter_context(_claimed(directory, experiment, config, execution.overwrite))
+                    stack.enter_context(_claimed(directory, experiment, preset, config, execution.overwrite))
                     figures = directory / "figures"
                     figures.mkdir(exist_ok=True)
                 except UserError as error:
                     problem = error
             else:
                 figures = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            (failed,) = agree(problem is not None)
+            (failed,) = any_process(problem is not None)
             if failed:
                 raise problem or UserError("the first process cannot use the working directory; it says why")
-            run = cls(directory, experiment, config, execution, figures)
+            run = cls(directory, experiment, config, execution, figures, preset, rules)
             try:
                 yield run
             finally:
-                for writer in [*run._writers, *filter(None, [run._inside])]:
+                for writer in [*run._writers, *filter(None, [run._layer_stats])]:
                     writer.close()
                 run.checkpoints.close()
 
@@ -105,6 +132,13 @@ class Run:
     def shard(self) -> dict[str, int]:
         """Which rows of each batch this process loads, as `train_batches` takes it."""
         return {"process": jax.process_index(), "processes": jax.process_count()}
+
+    def batches(
+        self, source: Source, transform: Transform, collate: Collate = stack, batch_size: int | None = None
+    ) -> Iterator[Batch]:
+        """Endless batches for this process, from the config's seed, with as many rows as the config says unless it is said here (`jaxdl.data.train_batches`)."""
+        rows = self.config.batch_size if batch_size is None else batch_size
+        return train_batches(source, transform, batch_size=rows, seed=self.config.seed, collate=collate, **self.shard)
 
     def first_process_first(self) -> AbstractContextManager[None]:
         """A block that writes files which other processes of the run then find, as does a later run that resumes."""
@@ -121,12 +155,12 @@ class Run:
             tqdm.write(text)
 
     def start_logging(self, step: int) -> None:
-        """Opens the log of a run that begins at `step`, and that of what is inside where there is one or will be."""
+        """Opens the log of a run that begins at `step`, and that of its layers where there is one or will be."""
         if not is_first():
             return
-        inside = self.directory / "inside.jsonl"
-        if self.execution.inspect_every or inside.exists():
-            self._inside = JsonLines(inside, step)
+        layers = self.directory / "layers.jsonl"
+        if self.execution.inspect_every or layers.exists():
+            self._layer_stats = JsonLines(layers, step)
         self._writers = [JsonLines(self.directory / "metrics.jsonl", step), TensorBoard(self.directory / "tensorboard", step)]
         if self.execution.wandb:
             name = f"{self.experiment}-{self.directory.name}"
@@ -136,18 +170,37 @@ class Run:
         for writer in self._writers:
             writer.write(step, metrics)
 
-    def log_inside(self, step: int, row: dict[str, Any]) -> None:
-        """A row of `inside.jsonl`."""
-        if self._inside is not None:
-            self._inside.write(step, row)
+    def log_layers(self, step: int, row: dict[str, Any]) -> None:
+        """A row of `layers.jsonl`."""
+        if self._layer_stats is not None:
+            self._layer_stats.write(step, row)
 
-    def finish(self, state: TrainState, metrics: dict[str, float]) -> dict[str, Any]:
-        """Logs the final metrics, draws the learning curves and what was seen inside, writes `result.json`, and says where things are."""
+    def report(self, step: int, report: Report, *, last: bool = False) -> dict[str, float]:
+        """Logs the numbers of a report under `eval/`, and leaves its pictures in `figures/` as NAME_STEP, or at the end as NAME. Returns the numbers; of one for each seed there are the mean and, as NAME_spread, the standard deviation."""
+        numbers: dict[str, float] = {}
+        for name, value in report.items():
+            if isinstance(value, Mean):
+                numbers |= {name: float(value.total / value.count)} if value.count else {}
+            elif is_number(value):
+                numbers[name] = float(value)
+            elif is_number(value, axes=1):
+                numbers |= {each: float(number) for each, number in mean_and_spread(name, np.asarray(value, np.float64)).items()}
+            elif value is not None and is_first():
+                label = name.replace("/", "_")
+                file = figures.save(value, self.figures / (label if last else f"{label}_{step:06d}"))
+                for writer in self._writers:
+                    writer.draw(step, name, file)
+        if numbers:
+            self.log(step, {f"eval/{name}": value for name, value in numbers.items()})
+        return numbers
+
+    def finish(self, state: TrainState, report: Report) -> dict[str, Any]:
+        """Logs and draws the final report, draws the learning curves and the statistics of layers, writes `result.json`, and says where things are."""
         step = int(state.step)
-        self.log(step, {f"eval/{name}": value for name, value in metrics.items()})
+        metrics = self.report(step, report, last=True)
         result = {
             "experiment": self.experiment,
-            "preset": self.config.preset,
+            "preset": self.preset,
             "steps": step,
             "metrics": metrics,
             "parameters_sha256": parameters_sha256(state.params),
@@ -156,12 +209,12 @@ class Run:
             "device": f"{self.layout.mesh.size} × {jax.devices()[0].device_kind} ({platform.machine()})",
         }
         if is_first():
-            rows = read_metrics(self.directory / "metrics.jsonl")
-            figures.learning_curves(rows, self.figures / "learning_curves.png")
-            if self._inside is not None:
-                figures.inside(read_metrics(self.directory / "inside.jsonl"), self.figures)
+            drawn = {"learning_curves": figures.learning_curves(read_metrics(self.directory / "metrics.jsonl"))}
+            if self._layer_stats is not None:
+                drawn |= figures.layer_stats(read_metrics(self.directory / "layers.jsonl"))
+            self.report(step, drawn, last=True)
             replace_text(self.directory / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-            self.report(result)
+            self._say_result(result)
         return result
 
     @property
@@ -170,33 +223,17 @@ class Run:
         path = self.directory / "result.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    def report(self, result: dict[str, Any]) -> None:
+    def _say_result(self, result: dict[str, Any]) -> None:
         width = max(map(len, result["metrics"]), default=0)
         self.say(f"\nafter {result['steps']:,} steps and {result['seconds']:.0f} seconds:")
         for name, value in result["metrics"].items():
             self.say(f"  {name:<{width}}  {value:.4g}")
-        pictures = ", ".join(sorted(path.name for path in self.figures.glob("*.png")))
+        pictures = ", ".join(sorted(path.name for path in self.figures.iterdir() if not re.search(r"_\d{6}\.\w+$", path.name)))
         self.say(f"everything is in {self.directory}; pictures in {self.figures}: {pictures}")
 
 
-def load_run(directory: str | Path) -> tuple[dict[str, Any], dict[str, PyTree]]:
-    """What a run computes, as its `config.json` says it (`experiment`, `config`), and the variables of its newest checkpoint, for `module.apply`: numpy arrays, of which `params` are the average where the run keeps one.
-
-    Raises `UserError` if there is no run, or it has no checkpoint that can be read.
-    """
-    path = Path(directory).expanduser() / "config.json"
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        told["experiment"], told["config"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{directory} is no run: give the --workdir of an experiment, with its config.json") from None
-    stored = read_variables(path.parent / "checkpoints")
-    params = stored["params"] if stored["ema"] is None else stored["ema"]
-    return told, {"params": params, **stored["variables"]}
-
-
 @contextlib.contextmanager
-def _claimed(directory: Path, experiment: str, config: Any, overwrite: bool) -> Iterator[None]:
+def _claimed(directory: Path, experiment: str, preset: str, config: Any, overwrite: bool) -> Iterator[None]:
     """Holds the directory for this run, with its `config.json` in it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -208,14 +245,14 @@ def _claimed(directory: Path, experiment: str, config: Any, overwrite: bool) -> 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another process is training in {directory}: wait for it, or give another --workdir") from None
-        _write_config(directory, experiment, config, overwrite)
+        _write_config(directory, experiment, preset, config, overwrite)
         yield
 
 
-def _write_config(directory: Path, experiment: str, config: Any, overwrite: bool) -> None:
+def _write_config(directory: Path, experiment: str, preset: str, config: Any, overwrite: bool) -> None:
     """Makes sure that the directory is this run's, and writes its `config.json`."""
     path = directory / "config.json"
-    wanted = {"experiment": experiment, "config": _plain(config)}
+    wanted = {"experiment": experiment, "preset": preset, "config": _plain(config)}
     others = [entry for entry in directory.iterdir() if entry.name != ".lock"]
     if not path.exists() and others:
         raise UserError(f"{directory} holds {others[0].name} and is no run: give another --workdir")
@@ -237,8 +274,8 @@ def _write_config(directory: Path, experiment: str, config: Any, overwrite: bool
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """A config as JSON reads it back, tuples as lists, without the fields that are `ASIDE`."""
-    aside = {field.name for field in dataclasses.fields(config) if field.metadata.get("aside")}
+    """A config as JSON reads it back, tuples as lists, without the fields that are `NOT_IDENTITY`."""
+    aside = {field.name for field in dataclasses.fields(config) if not field.metadata.get("identity", True)}
     return json.loads(json.dumps({name: value for name, value in dataclasses.asdict(config).items() if name not in aside}))
 
 

@@ -1,6 +1,7 @@
-"""Pictures are mixed by the shares that are said, and distorted as far as is said."""
+"""Boxes, masks and points follow the image; images are mixed by the shares that are said, and distorted as far as is said."""
 
 import collections
+import functools
 import math
 
 import numpy as np
@@ -8,8 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdl.data import augment
-from jaxdl.data.augment import DISTORTIONS, cutmix, mixup, rand_augment
+from jaxdl.data import ANNOTATED_IMAGES, AnnotatedImage, Boxes, CaptionedImage, Image, LabelledImage, augment
+from jaxdl.data.augment import (
+    DISTORTIONS,
+    cutmix,
+    mixup,
+    rand_augment,
+    random_crop,
+    random_flip,
+    random_resized_crop,
+    random_shift,
+)
 from jaxdl.errors import UserError
 
 sides = st.integers(1, 12)
@@ -22,7 +32,7 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 def distorted(image: np.ndarray, name: str, strength: float, sign: int = 1) -> np.ndarray:
     """One distortion, with its strength from 0 to 1."""
-    picture = augment.Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+    picture = augment.Picture.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
     return np.asarray(DISTORTIONS[name](picture, strength, sign)).reshape(image.shape)
 
 
@@ -168,3 +178,144 @@ def test_every_distortion_is_drawn_as_often_with_either_sign_and_the_strength_as
 def test_levels_end_at_10(level):
     with pytest.raises(UserError, match="from 0 to 10"):
         rand_augment(noise(4, 4), np.random.default_rng(0), level=level)
+
+
+GEOMETRY = {
+    "flip": random_flip,
+    "shift": functools.partial(random_shift, pixels=25),
+    "crop": functools.partial(random_crop, size=(30, 41)),
+    "larger": functools.partial(random_crop, size=(80, 70)),
+    "resized crop": random_resized_crop,
+}
+every_way = pytest.mark.parametrize("name", GEOMETRY)
+
+
+@functools.cache
+def crowd() -> list[AnnotatedImage]:
+    source, _ = ANNOTATED_IMAGES.open("builtin:crowded", resolution=64, masks=True)
+    return [source[index] for index in range(12)]
+
+
+@every_way
+def test_boxes_around_moved_masks_are_the_moved_boxes(name):
+    left = cut = 0
+    for seed, example in enumerate(crowd() * 3):
+        moved = GEOMETRY[name](example, np.random.default_rng(seed))
+        around = Boxes.around(moved.masks, moved.boxes.labels)
+        np.testing.assert_allclose(moved.boxes.xyxy, around.xyxy, atol=1e-6)
+        assert moved.masks.shape == (len(moved.boxes), *moved.image.shape[:2]) and moved.masks.any((1, 2)).all()
+        left += len(example.boxes) - len(moved.boxes)
+        cut += example.masks.sum() - moved.masks.sum()
+    assert (left > 0) == (name in ("shift", "crop", "resized crop")) and (cut > 0) == (left > 0)
+
+
+@every_way
+@pytest.mark.parametrize("seed", range(5))
+def test_masks_boxes_and_points_show_what_they_showed(name, seed):
+    """A picture of one number per object and of one bright pixel, whose places are then found by a loop."""
+    height, width = 40, 50
+    image, masks = np.zeros((height, width, 1), np.uint8), np.zeros((3, height, width), bool)
+    rng = np.random.default_rng(seed)
+    for number in range(3):
+        top, place = rng.integers(0, height - 8), 16 * number
+        masks[number, top : top + 8, place : place + rng.integers(5, 15)] = True
+        image[masks[number]] = 10 + number
+    y, x = 21, 3 + 9 * seed
+    image[y, x] = 255
+    masks[:, y, x] = False
+    labels = np.arange(3, dtype=np.int32)
+    points = np.array([[(x + 0.5) / width, (y + 0.5) / height]], np.float32)
+    for example in (
+        AnnotatedImage(image, ("a",), (("q", "a"),), Boxes.around(masks, labels), masks, points),
+        AnnotatedImage(image, ("a",), (("q", "a"),), Boxes.around(masks, labels), None, points),
+    ):
+        moved = GEOMETRY[name](example, np.random.default_rng(seed))
+        high, wide = moved.image.shape[:2]
+        seen = {number for number in range(3) if (moved.image == 10 + number).any()}
+        assert seen <= set(moved.boxes.labels.tolist()) and moved.captions == ("a",) and moved.questions == (("q", "a"),)
+        for row, number in enumerate(moved.boxes.labels):
+            rows, columns = np.nonzero(moved.image[..., 0] == 10 + number)
+            left, top, right, bottom = moved.boxes.xyxy[row] * [wide, high, wide, high]
+            assert 0 <= left < right <= wide + 1e-4 and 0 <= top < bottom <= high + 1e-4
+            if moved.masks is not None:
+                np.testing.assert_array_equal(moved.masks[row], moved.image[..., 0] == 10 + number)
+            if len(rows) and moved.masks is not None:
+                found = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+                np.testing.assert_allclose((left, top, right, bottom), found, atol=1e-3)
+            elif len(rows):
+                assert (
+                    left - 1e-3 <= columns.min()
+                    and columns.max() < right + 1e-3
+                    and top - 1e-3 <= rows.min()
+                    and rows.max() < bottom + 1e-3
+                )
+        bright = np.argwhere(moved.image[..., 0] == 255)
+        (px, py), inside = moved.points[0] * [wide, high], (moved.points >= 0).all() and (moved.points <= 1).all()
+        assert len(bright) == inside
+        if inside:
+            np.testing.assert_allclose((py - 0.5, px - 0.5), bright[0], atol=1e-3)
+
+
+@every_way
+def test_the_same_seed_augments_the_same_way_whatever_is_known_about_the_image(name):
+    image = noise(40, 50)
+    kinds = [Image(image), LabelledImage(image, 3), CaptionedImage(image, ("c",), 3), AnnotatedImage(image, label=3)]
+    results = set()
+    for seed in range(20):
+        moved = [GEOMETRY[name](each, np.random.default_rng(seed)) for each in kinds]
+        assert [type(each) for each in moved] == [type(each) for each in kinds]
+        assert len({each.image.tobytes() for each in moved}) == 1 and moved[1].label == moved[2].label == moved[3].label == 3
+        results.add(moved[0].image.tobytes())
+    assert (len(results) > 1) == (name != "larger")
+    np.testing.assert_array_equal(image, noise(40, 50))
+
+
+def test_half_of_the_flips_mirror():
+    image, rng = noise(3, 4), np.random.default_rng(0)
+    flips = [random_flip(Image(image), rng).image for _ in range(1000)]
+    mirrored = sum(np.array_equal(flip, np.fliplr(image)) for flip in flips)
+    assert mirrored + sum(np.array_equal(flip, image) for flip in flips) == 1000
+    assert 440 < mirrored < 560
+
+
+def test_a_shift_is_a_window_of_the_padded_image_wherever_it_may_be():
+    image, rng, seen = noise(5, 6) | 1, np.random.default_rng(0), set()
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+    windows = {padded[y : y + 5, x : x + 6].tobytes(): (y, x) for y in range(5) for x in range(5)}
+    for _ in range(300):
+        seen.add(windows[random_shift(Image(image), rng, 2).image.tobytes()])
+    assert len(seen) == 25
+
+
+def test_a_crop_lies_everywhere_and_a_larger_one_around_the_image():
+    image, rng = noise(5, 6), np.random.default_rng(0)
+    windows = {image[y : y + 3, x : x + 4].tobytes() for y in range(3) for x in range(3)}
+    assert {random_crop(Image(image), rng, (3, 4)).image.tobytes() for _ in range(200)} == windows
+    np.testing.assert_array_equal(random_crop(Image(image), rng, (9, 8)).image, np.pad(image, ((2, 2), (1, 1), (0, 0))))
+
+
+@quick
+@given(sides, sides, st.integers(0, 2**32 - 1))
+def test_a_resized_crop_is_a_window_of_the_image(height, width, seed):
+    places = np.stack([*np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), np.zeros((height, width), int)], -1)
+    crop = random_resized_crop(Image(places.astype(np.uint8)), np.random.default_rng(seed)).image
+    h, w = crop.shape[:2]
+    top, left = crop[0, 0, :2]
+    assert h >= 1 and w >= 1
+    np.testing.assert_array_equal(crop, places[top : top + h, left : left + w].astype(np.uint8))
+
+
+def test_resized_crops_have_the_areas_and_ratios_asked_for():
+    image, rng = Image(np.zeros((200, 200, 3), np.uint8)), np.random.default_rng(0)
+    crops = [random_resized_crop(image, rng, scale=(0.2, 0.5), ratio=(0.5, 2.0)).image for _ in range(2000)]
+    shapes = np.array([crop.shape[:2] for crop in crops])
+    areas, ratios = shapes.prod(1) / 200**2, shapes[:, 1] / shapes[:, 0]
+    assert 0.19 < areas.min() < 0.22 and 0.48 < areas.max() < 0.51
+    assert 0.49 < ratios.min() < 0.53 and 1.9 < ratios.max() < 2.04
+    assert abs(np.log(ratios).mean()) < 0.03
+
+
+def test_a_ratio_that_never_fits_falls_back_to_the_centre():
+    image = Image(np.arange(40, dtype=np.uint8).reshape(4, 10, 1))
+    crop = random_resized_crop(image, np.random.default_rng(0), scale=(1, 1), ratio=(1, 1)).image
+    np.testing.assert_array_equal(crop, image.image[:, 3:7])

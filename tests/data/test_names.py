@@ -8,13 +8,14 @@ from babel import Locale
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdl.data.names import CLDR_LANGUAGES, Alphabet, Names, cldr_names, held_out_names, normalise, open_names
+from jaxdl.data import NAMES, LabelledText
+from jaxdl.data.names import CLDR_LANGUAGES, Alphabet, Names, cldr_names, normalise
 from jaxdl.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def cldr():
-    return open_names("builtin:names", "train"), open_names("builtin:names", "test")
+    return NAMES.open("builtin:names")
 
 
 def write(folder, **lists):
@@ -28,7 +29,7 @@ def test_no_name_of_cldr_is_on_both_sides_or_in_two_languages(cldr):
     train, test = cldr
     names = train.names + test.names
     assert len(set(names)) == len(names) and len(test) == round(0.2 * len(names))
-    assert train.classes == test.classes == tuple(sorted(Locale("en").languages[code] for code in CLDR_LANGUAGES))
+    assert train.info.classes == test.info.classes == tuple(sorted(Locale("en").languages[code] for code in CLDR_LANGUAGES))
     for source in cldr:
         assert set(source.labels.tolist()) == set(range(18))
         assert all(name == unicodedata.normalize("NFC", name) and not set(name) & set("0123456789()") for name in source.names)
@@ -51,9 +52,9 @@ def test_most_names_are_short_enough_and_no_language_prevails(cldr):
 def test_a_name_in_two_lists_keeps_both_languages_and_one_side(tmp_path):
     names = [f"Name{index}" for index in range(50)]
     spec = write(tmp_path, Danish=names, Swedish=[*names, "Ek", "Ek"])
-    train, test = open_names(spec, "train"), open_names(spec, "test")
+    train, test = NAMES.open(spec)
     assert (len(train), len(test)) == (101 - len(test), len(test)) and not set(train.names) & set(test.names)
-    assert train.classes == ("Danish", "Swedish")
+    assert train.info.classes == ("Danish", "Swedish")
     for source in (train, test):
         assert all(
             sorted(label for n, label in zip(source.names, source.labels) if n == name) == [0, 1]
@@ -64,15 +65,9 @@ def test_a_name_in_two_lists_keeps_both_languages_and_one_side(tmp_path):
 
 def test_the_split_is_always_the_same_and_does_not_know_the_order():
     entries = [(f"n{index}", "ab"[index % 2]) for index in range(40)]
-    assert Names(entries, "test").names == Names(entries[::-1] * 2, "test").names
-    assert len(Names(entries, "test")) == 8
-
-
-def test_lists_to_measure_on_are_taken_whole(tmp_path):
-    names = [f"{chr(ord('a') + index)}k" for index in range(20)]
-    spec = write(tmp_path, Danish=names, Swedish=["Ek"])
-    assert len(held_out_names("builtin:names", spec)) == 21
-    assert len(held_out_names(spec)) == len(open_names(spec, "test")) == 4
+    test = Names(entries).part("test")
+    assert test.names == Names(entries[::-1] * 2).part("test").names and len(test) == 8
+    assert test[0] == LabelledText(test.names[0], int(test.labels[0]))
 
 
 def test_spellings_that_look_alike_are_one():
@@ -102,35 +97,20 @@ def test_an_alphabet_is_kept_in_a_file(tmp_path):
         Alphabet.load(tmp_path / "alphabet.json")
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("folder:/nowhere", "there is no folder /nowhere: give folder:PATH with two or more"),
-        ("builtin:name", "no built-in data set of names 'name': did you mean 'names'"),
-        ("tfds:mnist", "'tfds:mnist' is no data set of names"),
-        ("folder:", "'folder:' is no data set of names"),
-        ("names", "'names' is no data set of names"),
-    ],
-)
-def test_other_data_is_refused(spec, message):
-    with pytest.raises(UserError, match=message):
-        open_names(spec, "train")
-
-
 def test_lists_that_cannot_be_read_are_named(tmp_path):
     spec = write(tmp_path, Irish=["Ó Briain"])
-    with pytest.raises(UserError, match="has 1 files of names"):
-        open_names(spec, "train")
+    with pytest.raises(UserError, match="has 1 file of names"):
+        NAMES.open(spec)
     (tmp_path / "Greek.txt").write_text(" \n\n")
     with pytest.raises(UserError, match=r"Greek\.txt has no names"):
-        open_names(spec, "train")
+        NAMES.open(spec)
     (tmp_path / "Greek.txt").write_bytes("Abc\nPérez\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"Greek\.txt is not UTF-8 \(byte 5\)"):
-        open_names(spec, "train")
+        NAMES.open(spec)
 
 
 def test_the_classic_surnames_lose_their_repetitions(shared):
-    train, test = (open_names(f"folder:{shared / 'data' / 'names'}", split) for split in ("train", "test"))
-    assert len(train) + len(test) == 18_012 and len(train.classes) == 18
+    train, test = NAMES.open(f"folder:{shared / 'data' / 'names'}")
+    assert len(train) + len(test) == 18_012 and len(train.info.classes) == 18
     assert not set(train.names) & set(test.names)
-    assert train.classes[np.bincount(test.labels).argmax()] == "Russian"
+    assert train.info.classes[np.bincount(test.labels).argmax()] == "Russian"

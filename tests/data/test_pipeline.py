@@ -6,13 +6,11 @@ import chex
 import numpy as np
 import pytest
 
-from jaxdl.data import eval_batches, train_batches
+from jaxdl.data import Source, eval_batches, pad, train_batches
 from jaxdl.errors import UserError
 
 
-class Numbers:
-    classes = ()
-
+class Numbers(Source[dict]):
     def __init__(self, length: int):
         self.length = length
 
@@ -90,3 +88,36 @@ def test_rows_may_be_dicts_of_arrays():
     assert [count for _, count in found] == [2, 2, 1]
     np.testing.assert_array_equal(np.concatenate([batch["a"] for batch, _ in found])[:5, 0], range(5))
     assert found[-1][0]["b"].tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batches_are_made_by_the_function_that_is_given(processes):
+    """Of each process' own rows: together they are those of one."""
+    ragged = lambda example, rng: {"number": np.int64(example["number"]), "things": {"x": np.arange(example["number"] % 5)}}
+    parts = [
+        next(
+            train_batches(Numbers(20), ragged, batch_size=4, seed=0, collate=pad(things=3), process=process, processes=processes)
+        )
+        for process in range(processes)
+    ]
+    numbers = np.concatenate([part["number"] for part in parts])
+    np.testing.assert_array_equal(numbers, next(batches())["number"])
+    counts = numbers % 5
+    assert all(part["things"]["x"].shape == (4 // processes, 3) for part in parts)
+    np.testing.assert_array_equal(np.concatenate([part["things"]["valid"].sum(1) for part in parts]), np.minimum(counts, 3))
+    np.testing.assert_array_equal(np.concatenate([part["things"]["cut"] for part in parts]), np.maximum(counts - 3, 0))
+
+
+def test_stacked_batches_have_the_bits_of_grains_own():
+    import grain
+
+    reference = grain.MapDataset.source(Numbers(20)).seed(3).shuffle().repeat().random_map(transform).batch(4)
+    found = batches(seed=3)
+    for index in range(7):
+        chex.assert_trees_all_equal(reference[index], next(found))
+
+
+def test_evaluation_batches_may_be_padded():
+    rows = [{"things": {"x": np.arange(count)}} for count in (1, 3, 2)]
+    found = list(eval_batches(rows, 2, pad(things=2)))
+    assert [(batch["things"]["valid"].sum(1).tolist(), count) for batch, count in found] == [([1, 2], 2), ([2, 2], 1)]

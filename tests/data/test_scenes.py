@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdl.data.scenes import COLORS, SHAPES, SIZES, Scenes, boxes, captions, masks, questions, render, scene
+from jaxdl.data import CAPTIONED_IMAGES
+from jaxdl.data.scenes import COLORS, SEEDS, SHAPES, SIZES, Scenes, boxes, captions, masks, questions, render, scene
 
 numbers = st.integers(0, 2**63 - 1)
 
@@ -100,12 +101,24 @@ def test_questions_have_one_answer_which_is_right(seed, index):
             assert (found[1] in [t.shape for t in described.things]) == (answer == "yes")
 
 
-def test_a_source_gives_what_is_asked_for():
-    source = Scenes(10, resolution=48, seed=3, fields=("text", "boxes", "labels", "masks", "questions"))
-    example = source[9]
-    count = len(example["boxes"])
-    assert example["image"].shape == (48, 48, 3) and example["image"].dtype == np.uint8
-    assert example["masks"].shape == (count, 48, 48) and example["labels"].shape == (count,)
-    assert Scenes(10, seed=3)[9].keys() == {"image", "text"}
+def test_a_source_says_all_that_is_known_and_draws_masks_where_they_are_asked_for():
+    source = Scenes(10, resolution=48, seed=3, masks=True)
+    example, described = source[9], scene(3, 9)
+    count = len(example.boxes)
+    assert example.image.shape == (48, 48, 3) and example.masks.shape == (count, 48, 48) and source.info.classes == SHAPES
+    assert [SHAPES[label] for label in example.boxes.labels] == [thing.shape for thing in described.things]
+    assert (example.captions, example.questions) == (captions(described), questions(described))
+    assert Scenes(10, seed=3)[9].masks is None
+    told = source.annotations(9)
+    assert told.image.shape == (0, 0, 3) and told.captions == example.captions
+    np.testing.assert_array_equal(told.boxes.xyxy, example.boxes.xyxy)
     with pytest.raises(IndexError):
         source[10]
+
+
+def test_the_built_in_scenes_are_those_of_two_seeds():
+    train, test = CAPTIONED_IMAGES.open("builtin:scenes", resolution=40)
+    assert (len(train), len(test)) == (60_000, 2_000) and train.info.classes == ()
+    for source, seed in ((train, SEEDS["train"]), (test, SEEDS["test"])):
+        np.testing.assert_array_equal(source[7].image, render(scene(seed, 7), 40))
+        assert source[7].captions == source.annotations(7).captions == captions(scene(seed, 7))

@@ -21,7 +21,7 @@ from jaxdl.errors import UserError
 
 TEXTS = [caption for index in range(100) for caption in captions(scene(0, index))]
 WORDS = sorted({word for text in TEXTS for word in text.replace(",", "").split()})
-trained = Tokenizer.train(TEXTS, vocabulary=200)
+trained = Tokenizer.train(TEXTS, vocab_size=200)
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
@@ -35,7 +35,7 @@ def test_every_row_ends_once_and_is_then_padded(texts, length):
     for row in rows:
         end = row.tolist().index(trained.end)
         assert (row[end + 1 :] == trained.pad).all() and not np.isin(row[:end], [trained.pad, trained.end]).any()
-        assert row.min() >= 0 and row.max() < trained.vocabulary
+        assert row.min() >= 0 and row.max() < trained.vocab_size
 
 
 @quick
@@ -72,10 +72,10 @@ def test_a_character_never_seen_is_unknown_not_lost():
 
 def test_the_same_texts_give_the_same_bytes(tmp_path):
     trained.save(tmp_path / "here")
-    Tokenizer.train(iter(TEXTS), vocabulary=200).save(tmp_path / "again")
+    Tokenizer.train(iter(TEXTS), vocab_size=200).save(tmp_path / "again")
     program = (
         "import sys; from jaxdl.data.text import Tokenizer\n"
-        "Tokenizer.train(sys.stdin.read().splitlines(), vocabulary=200).save(sys.argv[1])"
+        "Tokenizer.train(sys.stdin.read().splitlines(), vocab_size=200).save(sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", program, tmp_path / "elsewhere"], input="\n".join(TEXTS), text=True, check=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -83,16 +83,16 @@ def test_the_same_texts_give_the_same_bytes(tmp_path):
         assert len(digests) == 1 and len(list(tmp_path.glob(f"*/{name}"))) == 3
 
 
-@pytest.mark.parametrize("vocabulary", [8, 20, 60, 10_000])
-def test_a_vocabulary_is_never_larger_than_asked_for(vocabulary):
-    assert Tokenizer.train(TEXTS, vocabulary=vocabulary).vocabulary <= vocabulary
+@pytest.mark.parametrize("vocab_size", [8, 20, 60, 10_000])
+def test_a_vocabulary_is_never_larger_than_asked_for(vocab_size):
+    assert Tokenizer.train(TEXTS, vocab_size=vocab_size).vocab_size <= vocab_size
 
 
 def test_a_saved_tokenizer_is_the_same(tmp_path):
     trained.save(tmp_path / "new" / "directory")
     for path in (tmp_path / "new" / "directory", tmp_path / "new" / "directory" / "tokenizer.json"):
         again = Tokenizer.load(path)
-        assert (again.vocabulary, again.pad, again.end) == (trained.vocabulary, trained.pad, trained.end)
+        assert (again.vocab_size, again.pad, again.end) == (trained.vocab_size, trained.pad, trained.end)
         chex.assert_trees_all_equal(again(TEXTS, 20), trained(TEXTS, 20))
 
 
@@ -176,7 +176,7 @@ def test_a_plain_sentencepiece_model_is_taken_as_it_is(tmp_path):
         Tokenizer.load(path / "spiece.model"),
         pickle.loads(pickle.dumps(Tokenizer.load(path))),
     ):
-        assert (tokenizer.pad, tokenizer.end, tokenizer.vocabulary) == (3, 2, 44)
+        assert (tokenizer.pad, tokenizer.end, tokenizer.vocab_size) == (3, 2, 44)
         for text in ("a red circle, a ring", "A"):
             row = tokenizer([text], 40)[0]
             ids = model.encode(text)
@@ -210,7 +210,7 @@ def test_training_on_nothing_is_refused():
         with pytest.raises(UserError, match="no text"):
             Tokenizer.train(texts)
     with pytest.raises(UserError, match="7 tokens is too small"):
-        Tokenizer.train(TEXTS, vocabulary=7)
+        Tokenizer.train(TEXTS, vocab_size=7)
 
 
 def test_a_length_is_needed():

@@ -1,9 +1,8 @@
 """CLIP's experiment: what it does not share with SigLIP's, whose tests hold the rest."""
 
+import dataclasses
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -13,23 +12,21 @@ import optax
 import pytest
 from published_siglip import write_published_siglip
 from safetensors.numpy import save_file
-from tiny_siglip import ROOT, TINY
+from tiny_siglip import SIZES
 
 from experiments import clip, siglip
-from jaxdl import launch
+from jaxdl import launch, pretrained
+from jaxdl.data import CAPTIONED_IMAGES
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
+from jaxdl.training import OPTIMIZERS, Aux, Execution, Run, Update, decay_mask, init_state, load_run, make_step
 
 TOWER = dict(hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2)
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "experiments.clip", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
-def settings(workdir: Path, *flags: object) -> tuple:
-    return launch.parse(clip.EXPERIMENT, ["--workdir", str(workdir), *map(str, flags)])[:3]
+def train(workdir: Path, execution: Execution = Execution(), **values) -> dict:
+    config = dataclasses.replace(clip.PRESETS["default"], **SIZES | dict(steps=2, evaluate_every=1) | values)
+    return launch.run(clip.EXPERIMENT, config, workdir, execution)
 
 
 def write_published_clip(directory: Path) -> None:
@@ -61,36 +58,30 @@ def write_published_clip(directory: Path) -> None:
     (directory / "config.json").write_text(json.dumps(config))
     preprocessor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"shortest_edge": 8}, "crop_size": 8}
     (directory / "preprocessor_config.json").write_text(json.dumps(preprocessor | {"do_center_crop": True}))
-    Tokenizer.train(["a photo of a cat"], vocabulary=20).save(directory)
+    Tokenizer.train(["a photo of a cat"], vocab_size=20).save(directory)
     tokenizer = json.loads((directory / "tokenizer_config.json").read_text())
     (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"model_max_length": 5}))
 
 
-def test_help_starts_and_names_the_presets():
-    done = run("--help")
-    assert done.returncode == 0 and "l14_224" in done.stdout and "L/14@336" in done.stdout
-    # What it has from siglip's config stands with its own.
-    assert "--chunk-size" in done.stdout and "clip options" in done.stdout and "config options" not in done.stdout
-
-
-def test_two_steps_leave_what_siglips_leave(tmp_path, caption_folder):
-    done = run("--workdir", tmp_path / "run", "--data", f"folder:{caption_folder}", "--steps=2", "--evaluate-every=1", *TINY)
-    assert (done.returncode, done.stderr) == (0, "")
-    found = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert found["experiment"] == "clip"
-    assert found["metrics"].keys() == {f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
-    pictures = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
-    assert pictures == {"learning_curves.png", "similarity.png", "image_to_text.png", "text_to_image.png"}
+def test_its_scale_begins_where_the_paper_has_it_and_the_run_is_exported(tmp_path, caption_folder):
+    train(tmp_path / "run", Execution(export=str(tmp_path / "published"), log_every=1), data=f"folder:{caption_folder}")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    scales = [value for row in rows for name, value in row.items() if name.endswith("logit_scale")]
+    scales = [row["logit_scale"] for row in rows if "logit_scale" in row]
     np.testing.assert_allclose(scales[0], 1 / 0.07, rtol=1e-5)
+    module, params = pretrained.load(tmp_path / "published", clip.CLIP)
+    tokenizer = Tokenizer.load(tmp_path / "run")
+    assert (module.text.vocab_size, module.text.end) == (tokenizer.vocab_size, tokenizer.end)
+    jax.tree.map(np.testing.assert_array_equal, params, load_run(tmp_path / "run").variables["params"])
 
 
 def test_published_weights_are_where_fine_tuning_starts(tmp_path, caption_folder):
     write_published_clip(tmp_path)
-    flags = ["--preset=finetune", "--init", tmp_path, "--data", f"folder:{caption_folder}", "--steps=1", "--batch-size=4"]
-    found = clip.main(*settings(tmp_path / "run", *flags, "--eval-examples=8"))
-    assert found["preset"] == "finetune" and not (tmp_path / "run" / "tokenizer.json").exists()
+    train(tmp_path / "run", init=str(tmp_path), data=f"folder:{caption_folder}", steps=1, learning_rate=1e-9)
+    found, published = load_run(tmp_path / "run").variables["params"], pretrained.load(tmp_path)[1]
+    # Its scale was beyond the largest one, or was not: it is not now.
+    expected = min(float(published["log_temperature"]), math.log(100))
+    np.testing.assert_allclose(found["log_temperature"], expected, rtol=1e-5)
+    np.testing.assert_allclose(found["text"]["tokens"]["embedding"], published["text"]["tokens"]["embedding"], atol=1e-6)
 
 
 def test_weights_of_the_other_family_are_refused_by_name(tmp_path, caption_folder):
@@ -98,47 +89,41 @@ def test_weights_of_the_other_family_are_refused_by_name(tmp_path, caption_folde
     (tmp_path / "siglip").mkdir()
     write_published_clip(tmp_path / "clip")
     write_published_siglip(tmp_path / "siglip")
-    flags = ["--data", f"folder:{caption_folder}", "--init"]
+    data = f"folder:{caption_folder}"
     with pytest.raises(UserError, match="siglip: the weights are those of a SigLIP: give those of a CLIP"):
-        clip.main(*settings(tmp_path / "one", *flags, tmp_path / "siglip"))
-    parsed = launch.parse(siglip.EXPERIMENT, ["--workdir", str(tmp_path / "two"), *flags, str(tmp_path / "clip")])
+        train(tmp_path / "one", data=data, init=str(tmp_path / "siglip"))
+    config = dataclasses.replace(siglip.PRESETS["default"], data=data, init=str(tmp_path / "clip"))
     with pytest.raises(UserError, match="clip: the weights are those of a CLIP: give those of a SigLIP"):
-        siglip.main(*parsed[:3])
+        launch.run(siglip.EXPERIMENT, config, tmp_path / "two")
 
 
-def test_a_text_of_the_untrained_model_ends_where_its_tokenizer_ends_it(tmp_path):
-    tokenizer = Tokenizer.train(["a red circle", "a blue square"], vocabulary=300)
-    for flags in ([], ["--variant=B/32"]):
-        config, *_ = settings(tmp_path, *flags)
-        text = clip.towers(config, tokenizer).text
-        assert (text.vocabulary, text.end) == (tokenizer.vocabulary, tokenizer.end)
+@pytest.mark.parametrize("variant", ["", "B/32"])
+def test_a_text_of_the_untrained_model_ends_where_its_tokenizer_ends_it(tmp_path, caption_folder, variant):
+    source, _ = CAPTIONED_IMAGES.open(f"folder:{caption_folder}")
+    config = dataclasses.replace(clip.PRESETS["default"], variant=variant)
+    with Run.open(tmp_path, "clip", config) as run:
+        module, _, inputs = clip.build(config, source, run)
+    assert (module.text.vocab_size, module.text.end) == (inputs.tokenizer.vocab_size, inputs.tokenizer.end)
 
 
-def test_no_step_leads_beyond_the_largest_scale_and_the_next_may_lead_back(tmp_path):
-    config, *_ = settings(tmp_path, "--optimizer=adamw", "--learning-rate=0.5", "--warmup=0", "--weight-decay=0.1")
-    optimizer = clip.optimizer(config, optax.constant_schedule(0.5))
+def test_no_step_leads_beyond_the_largest_scale_and_the_next_may_lead_back():
+    """The slope of the scale is what the batch says; all else has none, and only decays."""
     params = {"log_temperature": jnp.float32(math.log(100) - 0.1), "kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-    state = optimizer.init(params)
 
-    def step(slope: float) -> None:
-        nonlocal params, state
-        gradient = jax.tree.map(jnp.zeros_like, params) | {"log_temperature": jnp.float32(slope)}
-        updates, state = optimizer.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
+    def slope(params, state, batch, key):
+        return batch * params["log_temperature"] + 0 * params["kernel"].sum() + 0 * params["bias"].sum(), Aux()
 
-    step(-1.0)
-    np.testing.assert_allclose(params["log_temperature"], math.log(100), rtol=1e-6)
-    assert (params["bias"] == 1).all() and (params["kernel"] < 1).all()  # What is no matrix does not decay.
+    optimizer = OPTIMIZERS["adamw"](optax.constant_schedule(0.5), 0.1, b2=0.98, mask=decay_mask)
+    update = Update(slope, optimizer, project=clip.limit_scale)
+    step, state = make_step(update), init_state(lambda key: {"params": params}, [update], seed=0)
+    state, _ = step(state, jnp.float32(-1))
+    np.testing.assert_allclose(state.params["log_temperature"], math.log(100), rtol=1e-6)
+    assert (state.params["bias"] == 1).all() and (state.params["kernel"] < 1).all()  # What is no matrix does not decay.
     for _ in range(3):
-        step(1.0)
-    assert params["log_temperature"] < math.log(100) - 0.1
+        state, _ = step(state, jnp.float32(1))
+    assert state.params["log_temperature"] < math.log(100) - 0.1
 
 
 def test_its_settings_are_siglips_where_the_two_are_compared():
     for name in ("default", "digits", "photos"):
-        assert vars(clip.PRESETS[name]) == vars(siglip.PRESETS[name])
-
-
-def test_an_unknown_size_is_refused(tmp_path):
-    with pytest.raises(UserError, match="variant"):
-        settings(tmp_path, "--variant=B/17")
+        assert dataclasses.asdict(clip.PRESETS[name]) == dataclasses.asdict(siglip.PRESETS[name])

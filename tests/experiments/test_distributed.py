@@ -12,15 +12,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from tiny_siglip import ROOT, TINY, assert_same_parameters
 
-STEPS = 120
-FLAGS = [*TINY, f"--steps={STEPS}", "--evaluate-every=60", "--checkpoint-every=20", "--keep-checkpoints=20", "--log-every=5"]
+ROOT = Path(__file__).parents[2]
+STEPS = 240
+FLAGS = [f"--steps={STEPS}", "--evaluate-every=120", "--checkpoint-every=20", "--keep-checkpoints=20", "--log-every=5"]
 PATIENCE = 20
 
 
 def start(workdir: Path, *flags: object) -> subprocess.Popen:
-    command = [sys.executable, "-m", "experiments.siglip", "--workdir", workdir, *FLAGS, *flags]
+    command = [sys.executable, "-m", "tests.toy", "--workdir", workdir, *FLAGS, *flags]
     return subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -72,7 +72,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     status, out, err = finish(second)
     assert status == 0, err
     assert "loss" not in out and "after" not in out  # The first process talks.
-    assert len(list((workdir / "figures").glob("*.png"))) > 3
+    assert {path.name for path in (workdir / "figures").iterdir()} == {"confusion.png", "learning_curves.png"}
     return workdir
 
 
@@ -81,13 +81,13 @@ def test_two_processes_train_as_one(two, tmp_path):
     assert status == 0, err
     # Each row is the mean of five steps.
     np.testing.assert_allclose(losses(two)[:4], losses(tmp_path)[:4], rtol=1e-5)
-    assert_same_parameters(params(two, 20), params(tmp_path, 20))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), params(two, 20), params(tmp_path, 20))
 
 
 def test_when_one_is_killed_the_other_says_so_and_the_run_goes_on_with_two_or_with_one(two, tmp_path):
     workdir = tmp_path / "run"
     first, second = start_two(workdir)
-    while reached(workdir) < 50:
+    while reached(workdir) < 30:
         assert first.poll() is None, first.communicate()
         time.sleep(0.01)
     second.kill()

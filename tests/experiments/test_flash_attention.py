@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import flash_attention
-from experiments._attention import devices, goals, implementations, tuning
-from experiments._attention.goals import Goal
-from experiments._attention.implementations import Absent, Candidate, Pass
-from experiments._attention.shapes import PASSES, Shape, cut, draw
-from experiments._attention.timing import Times, time_in_turns
 from experiments.flash_attention import PRESETS, Config
 from jaxdl import launch
 from jaxdl.errors import RunError, UserError
-from jaxdl.training import Execution
-from pallas_kernels.attention import mosaic_gpu_tiles
-from pallas_kernels.attention.mosaic_gpu_tiles import Tiles
+from jaxdl.training import Execution, Run
+from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention.benchmark import devices, goals, implementations, measure, report, timing, tuning
+from pallas_kernels.attention.benchmark.goals import Goal
+from pallas_kernels.attention.benchmark.implementations import Absent, Candidate, Pass
+from pallas_kernels.attention.benchmark.shapes import PASSES, Shape, cut, draw
+from pallas_kernels.attention.benchmark.timing import Times, time_in_turns
+from pallas_kernels.attention.mosaic_gpu.tiles import Tiles
 from pallas_kernels.attention.problem import BlockSizes
 
 TINY = Config(lengths=(64, 96), widths=(16,), tokens=64, features=32, window=8, documents=3, repeats=2, milliseconds=0)
+
+
+def run(
+    config: Config,
+    directory: Path,
+    clock: timing.Clock = time.perf_counter,
+    execution: Execution = Execution(),
+    preset: str = "default",
+) -> dict[str, Any]:
+    """What `launch.run` does, by a clock of one's choice."""
+    with Run.open(directory, flash_attention.EXPERIMENT.name, config, execution, preset=preset) as opened:
+        return flash_attention.main(config, opened, clock)
 
 
 # What is counted.
@@ -72,10 +85,11 @@ def test_the_preset_for_hopper_is_the_protocol_of_the_goals() -> None:
 @pytest.mark.parametrize(("process", "settings"), [("plain", []), ("jaxdl", ["keep_freed_memory", "take_wide_vectors"])])
 def test_a_plain_process_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch, process: str, settings: list[str]) -> None:
     called: list[str] = []
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     for name in ("keep_freed_memory", "take_wide_vectors"):
-        monkeypatch.setattr(launch, name, functools.partial(called.append, name))
+        monkeypatch.setattr(launch.cpu, name, functools.partial(called.append, name))
     flash_attention.EXPERIMENT.set_up(Config(process=process))
-    assert called == settings
+    assert called == settings and os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
 
 
 @pytest.mark.parametrize("case", ["full", "causal", "window", "packed"])
@@ -160,7 +174,7 @@ def test_a_program_that_the_machine_has_no_memory_for_is_not_begun() -> None:
 
 def test_a_run_leaves_a_table_pictures_and_a_result_of_every_implementation_that_runs(tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, cases=("packed",), lengths=(64,))
-    result = flash_attention.main(config, tmp_path / "run")
+    result = launch.run(flash_attention.EXPERIMENT, config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == json.loads(json.dumps(result))
     assert {"time_16.png", "memory_16.png"} == {path.name for path in (tmp_path / "run" / "figures").iterdir()}
     measured = {(row["implementation"], row["passes"]) for row in result["rows"]}
@@ -182,11 +196,11 @@ def test_a_run_leaves_a_table_pictures_and_a_result_of_every_implementation_that
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     """A run in which nothing is computed: implementations are to be put into `IMPLEMENTATIONS`, and a shape takes as long as they say."""
-    monkeypatch.setattr(flash_attention, "IMPLEMENTATIONS", {})
-    monkeypatch.setattr(flash_attention, "draw", lambda *args: ())
+    monkeypatch.setattr(measure, "IMPLEMENTATIONS", {})
+    monkeypatch.setattr(measure, "draw", lambda *args: ())
+    monkeypatch.setattr(measure, "Oracle", lambda *args: NoOracle())
     monkeypatch.setattr(flash_attention, "matmul_speed", lambda dtype: 1e12)
-    monkeypatch.setattr(flash_attention, "Oracle", lambda *args: NoOracle())
-    monkeypatch.setattr(flash_attention, "draw_figures", lambda *args: None)
+    monkeypatch.setattr(report, "curves", lambda rows: {})
     yield Clock()
 
 
@@ -224,7 +238,7 @@ def test_a_failure_is_a_row_that_says_why_and_keeps_nobody_from_being_measured(c
     def absent(point: Shape, arrays: Any) -> Candidate:
         raise Absent("needs a GPU")
 
-    flash_attention.IMPLEMENTATIONS.update(
+    measure.IMPLEMENTATIONS.update(
         {
             "refusing": refusing,
             "jax.nn xla": fake(clock, 0.5),
@@ -233,7 +247,7 @@ def test_a_failure_is_a_row_that_says_why_and_keeps_nobody_from_being_measured(c
             "xla_chunked": fake(clock, 0.25),
         }
     )
-    result = flash_attention.main(TINY, tmp_path / "run", clock=clock)
+    result = run(TINY, tmp_path / "run", clock)
     rows = {(row["case"], row["length"], row["implementation"], row["passes"]): row for row in result["rows"]}
     assert len(rows) == len(result["rows"]) == len(POINTS) * len(PASSES) * 4
     for case, length, _ in POINTS:
@@ -255,29 +269,29 @@ def test_after_an_interrupt_the_same_command_goes_on(clock: Clock, tmp_path: Pat
             raise KeyboardInterrupt
         return steady(point, arrays)
 
-    flash_attention.IMPLEMENTATIONS["xla_chunked"] = interrupted
+    measure.IMPLEMENTATIONS["xla_chunked"] = interrupted
     with pytest.raises(KeyboardInterrupt):
-        flash_attention.main(TINY, tmp_path / "run", clock=clock)
+        run(TINY, tmp_path / "run", clock)
     kept = json.loads((tmp_path / "run" / "result.json").read_text())
     assert seen == POINTS[:3] and len(kept["rows"]) == 3 * len(PASSES) and not kept["complete"]
-    flash_attention.IMPLEMENTATIONS["xla_chunked"] = steady
-    result = flash_attention.main(TINY, tmp_path / "run", clock=clock)
+    measure.IMPLEMENTATIONS["xla_chunked"] = steady
+    result = run(TINY, tmp_path / "run", clock)
     assert seen == POINTS and result["complete"] and result["rows"][: len(kept["rows"])] == kept["rows"]
-    assert flash_attention.main(TINY, tmp_path / "run", clock=clock)["rows"] == result["rows"] and seen == POINTS
+    assert run(TINY, tmp_path / "run", clock)["rows"] == result["rows"] and seen == POINTS
 
 
 def test_it_ends_before_the_limit_and_another_command_goes_on(clock: Clock, tmp_path: Path) -> None:
     """Each shape takes 3 × (1 + 3 × 8) = 75 seconds."""
     seen: list[Any] = []
-    flash_attention.IMPLEMENTATIONS["xla_chunked"] = fake(clock, 8.0, seen)
+    measure.IMPLEMENTATIONS["xla_chunked"] = fake(clock, 8.0, seen)
     config = dataclasses.replace(TINY, limit=350)
     for measured in (4, 8):
         started = clock()
-        result = flash_attention.main(config, tmp_path / "run", clock=clock)
+        result = run(config, tmp_path / "run", clock)
         assert clock() - started <= 350 and seen == POINTS[:measured] and result["complete"] == (measured == 8)
     assert result["seconds"] == 8 * 75
     # A limit is no part of what is measured.
-    flash_attention.main(TINY, tmp_path / "run", clock=clock)
+    run(TINY, tmp_path / "run", clock)
 
 
 def test_a_device_that_breaks_ends_the_command_and_the_next_one_leaves_out_what_broke_it(
@@ -291,12 +305,12 @@ def test_a_device_that_breaks_ends_the_command_and_the_next_one_leaves_out_what_
             raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
         return fake(clock, 0.1)(point, arrays)
 
-    monkeypatch.setattr(flash_attention, "device_answers", lambda: not broken)
-    flash_attention.IMPLEMENTATIONS.update(breaking=breaking, steady=fake(clock, 0.1))
+    monkeypatch.setattr(measure, "device_answers", lambda: not broken)
+    measure.IMPLEMENTATIONS.update(breaking=breaking, steady=fake(clock, 0.1))
     with pytest.raises(RunError, match="since breaking at full, 96 tokens, heads of 16 .*ILLEGAL_ADDRESS"):
-        flash_attention.main(TINY, tmp_path / "run", clock=clock)
+        run(TINY, tmp_path / "run", clock)
     broken.clear()
-    result = flash_attention.main(TINY, tmp_path / "run", clock=clock)
+    result = run(TINY, tmp_path / "run", clock)
     assert result["complete"] and not broken
     there = [row for row in result["rows"] if (row["case"], row["length"]) == ("full", 96)]
     assert {row["implementation"] for row in there if "error" in row} == {"breaking"}
@@ -304,13 +318,13 @@ def test_a_device_that_breaks_ends_the_command_and_the_next_one_leaves_out_what_
 
 
 def test_a_result_of_another_device_is_not_continued(clock: Clock, tmp_path: Path) -> None:
-    flash_attention.IMPLEMENTATIONS["xla_chunked"] = fake(clock, 0.1)
-    flash_attention.main(TINY, tmp_path / "run", clock=clock)
+    measure.IMPLEMENTATIONS["xla_chunked"] = fake(clock, 0.1)
+    run(TINY, tmp_path / "run", clock)
     path = tmp_path / "run" / "result.json"
     path.write_text(path.read_text().replace(devices.device(), "NVIDIA H200 × 1"))
     with pytest.raises(UserError, match="is of NVIDIA H200 × 1, and this is"):
-        flash_attention.main(TINY, tmp_path / "run", clock=clock)
-    flash_attention.main(TINY, tmp_path / "run", Execution(overwrite=True), clock=clock)
+        run(TINY, tmp_path / "run", clock)
+    run(TINY, tmp_path / "run", clock, Execution(overwrite=True))
 
 
 # What it is held against.
@@ -393,15 +407,15 @@ def test_tuning_takes_the_fastest_tiles_that_are_right(tmp_path: Path, monkeypat
     assert {name: entry[name] for name in ("logits", "dtype", "width", "causal", "length")} == {
         "logits": "plain", "dtype": "float16", "width": 64, "causal": True, "length": 96,
     }  # fmt: skip
-    tuning.write(tmp_path / "table.json", [entry])
+    (tmp_path / "table.json").write_text(tuning.table([entry]))
     assert tuning.read(tmp_path / "table.json", "a test") == [entry]
     # What it leaves is the shipped table with one entry more, which counts where it is for.
     written = tuple(json.loads((tmp_path / "table.json").read_text()))
-    assert written == (*mosaic_gpu_tiles.shipped(), entry)
-    default = mosaic_gpu_tiles.tuned("plain", "float16", 64, True, 96)
-    monkeypatch.setattr(mosaic_gpu_tiles, "shipped", lambda: written)
-    assert mosaic_gpu_tiles.tuned("plain", "float16", 64, True, 200) == sizes
-    assert mosaic_gpu_tiles.tuned("plain", "float16", 64, True, 95) == default != sizes
+    assert written == (*mosaic_gpu.tiles.shipped(), entry)
+    default = mosaic_gpu.tiles.tuned("plain", "float16", 64, True, 96)
+    monkeypatch.setattr(mosaic_gpu.tiles, "shipped", lambda: written)
+    assert mosaic_gpu.tiles.tuned("plain", "float16", 64, True, 200) == sizes
+    assert mosaic_gpu.tiles.tuned("plain", "float16", 64, True, 95) == default != sizes
 
 
 def test_tuning_goes_on_where_it_stopped(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,13 +430,13 @@ def test_tuning_goes_on_where_it_stopped(clock: Clock, tmp_path: Path, monkeypat
     config = dataclasses.replace(TINY, tune=True, dtype="bfloat16", limit=350)
     monkeypatch.setattr(flash_attention, "on_hopper", lambda: True)
     monkeypatch.setattr(flash_attention, "target_description", lambda devices: "an H100")
-    run = functools.partial(flash_attention.main, config, tmp_path / "run", clock=clock)
-    assert not run()["complete"] and len(seen) == 3
-    result = run()
+    tune = functools.partial(run, config, tmp_path / "run", clock)
+    assert not tune()["complete"] and len(seen) == 3
+    result = tune()
     # Windows have causal's tiles.
     assert result["complete"] and seen == [point for point in POINTS if point[0] != "window"]
     assert (tmp_path / "run" / "target.txtpb").read_text() == "an H100"
-    table = json.loads((tmp_path / "run" / "mosaic_gpu_tiles.json").read_text())
+    table = json.loads((tmp_path / "run" / "tiles.json").read_text())
     assert [entry for entry in table if entry["source"] != "analysis"] == result["entries"]
 
 
@@ -464,7 +478,6 @@ def test_a_width_that_does_not_divide_the_features_is_refused() -> None:
         (["--features", "100"], "--features 100 are no whole number of heads"),
         (["--preset", "gpu9"], "gpu9"),
         (["--tune"], "--tune is for the kernel in bfloat16 and float16, not float32"),
-        (["--tune", "--preset", "h200"], "run it on an H100 or H200"),
     ],
 )
 def test_bad_input_ends_with_one_line_and_status_2(tmp_path: Path, flags: list[str], message: str) -> None:
@@ -472,3 +485,11 @@ def test_bad_input_ends_with_one_line_and_status_2(tmp_path: Path, flags: list[s
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert ended.returncode == 2 and len(ended.stderr.strip().splitlines()) == 1 and message in ended.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_tiles_are_tuned_on_no_other_device_and_the_folder_serves_what_can_be_measured(tmp_path: Path, clock: Clock) -> None:
+    measure.IMPLEMENTATIONS["xla_chunked"] = fake(clock, 0.1)
+    config = dataclasses.replace(TINY, dtype="bfloat16")
+    with pytest.raises(UserError, match="run it on an H100 or H200"):
+        run(dataclasses.replace(config, tune=True), tmp_path / "run", clock)
+    assert run(config, tmp_path / "run", clock, preset="h200")["preset"] == "h200"

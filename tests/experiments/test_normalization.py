@@ -13,14 +13,16 @@ import optax
 import pytest
 
 from experiments import normalization
-from experiments.normalization import Config, Network, choose, make_sweep
+from experiments.normalization import EXPERIMENT, MOMENTUM, PRESETS, Config, Network, choose, make_sweep
 from jaxdl import launch
 from jaxdl.errors import UserError
 from jaxdl.losses import cross_entropy
-from jaxdl.training import Execution, Layout, data_mesh, init_state
+from jaxdl.training import Layout, TrainState, Update, data_mesh, init_state
 from jaxdl.training.logging import read_metrics
 
-TINY = Config(
+BASE = PRESETS["default"]
+TINY = dataclasses.replace(
+    BASE,
     steps=2,
     batch_size=4,
     small_batch=2,
@@ -41,14 +43,18 @@ def batch(config: Config) -> dict:
     return {"image": images, "label": random.integers(0, 10, rows).astype(np.int32)}
 
 
+def first_state(modules: dict, config: Config) -> TrainState:
+    kept = Update(lambda *given: None, optax.trace(MOMENTUM))
+    return init_state(lambda key: normalization.init_networks(modules, config, key), [kept], seed=0)
+
+
 def one_step(norms: dict, config: Config, layout: Layout, monkeypatch):
-    """Networks before and after a step, and what a look at it sees."""
+    """Networks before and after a step, and the statistics of its layers."""
     monkeypatch.setattr(normalization, "NORMS", norms)
     modules = {norm: Network(norm, config.width, config.depth, 10) for norm in norms}
-    make = lambda key: normalization.init(modules, config, key)
-    state = layout.place_state(init_state(make, optax.trace(normalization.MOMENTUM), seed=0))
+    state = layout.place_state(first_state(modules, config))
     placed = layout.place_batch(batch(config))
-    see, step = normalization.look_at_middle(modules, config, layout), make_sweep(modules, config, layout)
+    see, step = normalization.inspect_middle(modules, config, layout), make_sweep(modules, config, layout)
     if layout.strategy == "pmap":
         see, step = (jax.pmap(fn, axis_name=layout.axis_name, in_axes=(None, 0), out_axes=None) for fn in (see, step))
     after, _ = jax.jit(step)(state, placed)
@@ -96,7 +102,7 @@ def test_a_network_that_diverges_stops_and_the_others_go_on(monkeypatch):
     config = dataclasses.replace(TINY, factors=(1.0, 1e30), seeds=1, depth=1)
     monkeypatch.setattr(normalization, "NORMS", {"none": None})
     modules = {"none": Network("none", config.width, config.depth, 10)}
-    state = init_state(lambda key: normalization.init(modules, config, key), optax.trace(0.9), seed=0)
+    state = first_state(modules, config)
     step = jax.jit(make_sweep(modules, config, Layout("jit", data_mesh(jax.devices()[:1]))))
     for _ in range(4):
         state, metrics = step(state, batch(config))
@@ -106,31 +112,32 @@ def test_a_network_that_diverges_stops_and_the_others_go_on(monkeypatch):
 def test_the_learning_rate_is_chosen_by_validation_whatever_the_test_set_says():
     validation = {("none", 4): np.array([[0.5, 0.7], [0.9, 0.4], [0.6, 0.6]])}
     test = {("none", 4): np.array([[1.0, 1.0], [0.2, 0.4], [1.0, 1.0]])}
-    outcome = choose(Config(factors=(0.1, 1.0, 10.0)), validation, test)["none", 4]
+    outcome = choose(dataclasses.replace(BASE, factors=(0.1, 1.0, 10.0)), validation, test)["none", 4]
     assert outcome.rate == 0.1 and list(outcome.chosen) == [0.2, 0.4]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("run")
-    normalization.main(dataclasses.replace(TINY, seeds=1, factors=(1.0,), depth=1), directory, Execution())
+    launch.run(EXPERIMENT, dataclasses.replace(TINY, seeds=1, factors=(1.0,), depth=1), directory)
     return directory
 
 
 def test_a_run_leaves_a_number_for_each_normalization_and_batch_size(finished):
     metrics = json.loads((finished / "result.json").read_text())["metrics"]
     norms = ("none", "batch", "layer", "instance", "group", "rms")
-    assert set(metrics) == {f"test_accuracy/{norm}/batch_{size}" for norm in norms for size in (4, 2)}
+    parts = ("validation", "test")
+    assert set(metrics) == {f"{part}_accuracy/{norm}/batch_{size}" for part in parts for norm in norms for size in (4, 2)}
     assert all(0 <= value <= 1 for value in metrics.values())
     assert json.loads((finished / "sweep.json").read_text()).keys() == {
         f"{norm}/batch_{size}" for norm in norms for size in (4, 2)
     }
-    for picture in ("accuracy", "validation", "inside_by_normalization", "inside_layers"):
-        assert (finished / "figures" / f"{picture}.png").stat().st_size > 10_000
+    for name in ("accuracy", "validation", "inside_by_normalization", "layer_stats"):
+        assert (finished / "figures" / f"{name}.png").stat().st_size > 10_000
 
 
 def test_it_looks_inside_without_being_asked(finished):
-    rows = read_metrics(finished / "inside.jsonl")
+    rows = read_metrics(finished / "layers.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     assert 0.3 < rows[0]["activations"]["layer/block_0"]["zeros"] < 0.7
     # Each channel of each example: mean 0 and deviation 1, whatever comes in.
@@ -150,15 +157,10 @@ def test_it_looks_inside_without_being_asked(finished):
 )
 def test_bad_settings_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
-        Config(**fields)
-
-
-def test_data_without_labels_is_refused(tmp_path):
-    with pytest.raises(UserError, match="builtin:scenes has no labels"):
-        normalization.main(Config(data="builtin:scenes"), tmp_path)
+        dataclasses.replace(BASE, **fields)
 
 
 def test_flags_reach_the_config(tmp_path):
     flags = ["--workdir", str(tmp_path), "--factors", "0.5", "2", "--small-batch", "4"]
-    config, *_ = launch.parse(normalization.EXPERIMENT, flags)
+    _, config, *_ = launch.parse(normalization.EXPERIMENT, flags)
     assert config.factors == (0.5, 2.0) and config.batch_sizes == (64, 4)

@@ -1,9 +1,7 @@
-"""The ViT experiment: it starts, leaves its pictures, mixes and distorts, fine-tunes published weights, and says what it looked at."""
+"""The ViT experiment: it mixes and distorts, fine-tunes published weights, and says what it looked at."""
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -14,17 +12,27 @@ from PIL import Image
 from published_siglip import write_published_siglip
 
 from experiments import vit
-from experiments.vit import PRESETS, Config, main
-from jaxdl import figures, pretrained
-from jaxdl.data import open_source
+from experiments.vit import EXPERIMENT, PRESETS, Config
+from jaxdl import figures, launch, pretrained
+from jaxdl.data import LABELLED_IMAGES, LabelledImage, Source
 from jaxdl.data.augment import cutmix, mixup
+from jaxdl.data.sources import Info
 from jaxdl.errors import UserError
 from jaxdl.models.vit import VARIANTS, ViT
 from jaxdl.nn import interpolate_positions
-from jaxdl.training import Execution
+from jaxdl.training import Execution, TrainState
 
-ROOT = Path(__file__).parents[2]
-TINY = dict(steps=2, batch_size=4, patch=4, width=16, depth=1, num_heads=2, evaluate_every=2, optimizer="adamw")
+TINY = dict(
+    data="builtin:digits",
+    steps=2,
+    batch_size=4,
+    patch_size=4,
+    width=16,
+    depth=1,
+    num_heads=2,
+    evaluate_every=2,
+    optimizer="adamw",
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +47,8 @@ def folder(tmp_path_factory) -> str:
     return f"folder:{root}"
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "experiments.vit", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
-def test_help_names_the_presets_and_the_augmentations():
-    done = run("--help")
-    assert done.returncode == 0 and all(name in done.stdout for name in ("finetune", "s16", "randaugment", "--cutmix"))
-
-
-def test_two_steps_leave_an_accuracy_and_pictures(tmp_path, folder):
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
-    done = run("--workdir", tmp_path, "--data", folder, *flags, "--augment", "shift", "flip")
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert json.loads((tmp_path / "result.json").read_text())["metrics"].keys() == {"test_accuracy"}
-    pictures = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert {"attention_rollout.png", "confusion.png"} <= pictures
-    assert json.loads((tmp_path / "config.json").read_text())["config"]["augment"] == ["shift", "flip"]
+def main(config: Config, directory: Path, execution: Execution = Execution()) -> dict:
+    return launch.run(EXPERIMENT, config, directory, execution)
 
 
 @pytest.mark.parametrize(
@@ -70,21 +62,23 @@ def test_two_steps_leave_an_accuracy_and_pictures(tmp_path, folder):
     ],
 )  # fmt: skip
 def test_it_runs_with_other_settings(tmp_path, folder, how):
-    result = main(Config(data=folder, **TINY | how), tmp_path)
+    result = main(Config(**TINY | dict(data=folder) | how), tmp_path)
     assert 0 <= result["metrics"]["test_accuracy"] <= 1
     assert (tmp_path / "figures" / "attention_rollout.png").is_file()
 
 
 def test_a_new_head_costs_what_a_guess_costs_and_smoothing_takes_its_share():
     """The head starts from zeros: each class is as likely, whatever the targets are. What is surely right costs what smoothing says."""
-    module = ViT(4, 16, 1, 2, classes=10)
+    module = ViT(4, 16, 1, 2, num_classes=10)
     images, target = (
         jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 1), np.float32)),
         jnp.eye(10)[jnp.array([3, 7])],
     )
     params = module.init(jax.random.key(0), images)["params"]
     batch = {"image": images, "target": target}
-    cost = lambda smoothing, params: vit.loss(module, smoothing, params, {}, batch, jax.random.key(0))[0]
+    cost = lambda smoothing, params: vit.objective(
+        module, smoothing, params, TrainState(0, params, {}, {}, None), batch, jax.random.key(0)
+    )[0]
     np.testing.assert_allclose([cost(0.0, params), cost(0.3, params)], np.log(10), rtol=1e-5)
     sure = params | {"head": {"kernel": jnp.zeros((16, 10)), "bias": jnp.zeros(10).at[3].set(20.0)}}
     one, other = (-np.log(np.exp(20.0) / (np.exp(20.0) + 9)), 20.0)  # Of the picture that is a three, and of the other.
@@ -97,14 +91,14 @@ def test_a_new_head_costs_what_a_guess_costs_and_smoothing_takes_its_share():
 def test_targets_are_mixed_as_their_pictures_are(mixes):
     """Every picture is as bright as its class says, so that the mixture's brightness says what its target must be."""
 
-    class Plain:
-        classes = ("zero", "one", "two", "three")
+    class Plain(Source):
+        info = Info(classes=("zero", "one", "two", "three"))
 
         def __len__(self) -> int:
             return 4
 
-        def __getitem__(self, index: int) -> dict:
-            return {"image": np.full((8, 8, 1), 60 * index, np.uint8), "label": index}
+        def __getitem__(self, index: int) -> LabelledImage:
+            return LabelledImage(np.full((8, 8, 1), 60 * index, np.uint8), index)
 
     source = Plain()
     process = vit.ImageProcessor((8, 8), (0.0,), (60 / 255,))  # Brightness becomes the number of the class.
@@ -112,8 +106,7 @@ def test_targets_are_mixed_as_their_pictures_are(mixes):
     for seed in range(40):
         given = source[seed % 4]
         made = [
-            vit.example(given, np.random.default_rng(seed), source=source, augment=[], process=process, mixes=mixes)
-            for _ in range(2)
+            vit.row(given, np.random.default_rng(seed), source=source, augment=[], process=process, mixes=mixes) for _ in range(2)
         ]
         np.testing.assert_array_equal(made[0]["image"], made[1]["image"])
         target = made[0]["target"]
@@ -121,26 +114,26 @@ def test_targets_are_mixed_as_their_pictures_are(mixes):
         np.testing.assert_allclose(made[0]["image"].mean(), target @ np.arange(4), atol=1e-4)
         several += np.count_nonzero(target) > 1
     assert several > 10
-    plain = vit.example(source[2], np.random.default_rng(0), source=source, augment=[], process=process, mixes=[])
+    plain = vit.row(source[2], np.random.default_rng(0), source=source, augment=[], process=process, mixes=[])
     np.testing.assert_array_equal(plain["target"], [0, 0, 1, 0])
 
 
 def test_the_papers_presets_make_the_papers_models():
-    class ImageNet:
-        classes = tuple(map(str, range(1000)))
+    class ImageNet(Source):
+        info = Info(classes=tuple(map(str, range(1000))))
 
         def __len__(self) -> int:
             return 2
 
-        def __getitem__(self, index: int) -> dict:
-            return {"image": np.random.default_rng(index).integers(0, 256, (300, 250, 3), np.uint8), "label": index}
+        def __getitem__(self, index: int) -> LabelledImage:
+            return LabelledImage(np.random.default_rng(index).integers(0, 256, (300, 250, 3), np.uint8), index)
 
     for preset, variant in (("s16", "S/16"), ("b16", "B/16")):
         module, params, process = vit.build(PRESETS[preset], ImageNet())
         row = dataclasses.asdict(VARIANTS[variant])
         assert row.items() <= {name: getattr(module, name) for name in row}.items()
-        assert (module.pool, module.positions, module.classes, params) == ("mean", "sincos", 1000, None)
-        assert process.size == (224, 224) and process.fit == "crop"
+        assert (module.pool, module.positions, module.num_classes, params) == ("mean", "sincos", 1000, None)
+        assert process.size == (224, 224) and process.resize_mode == "crop"
         assert np.isclose(PRESETS[preset].schedule()(10_000), 1e-3, rtol=1e-3)
 
 
@@ -154,15 +147,15 @@ def test_published_weights_are_fine_tuned_at_another_resolution_for_other_classe
     (weights / "preprocessor_config.json").write_text(
         json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 12, "width": 12}, "resample": 2})
     )
-    settings = Config(init=str(weights), resolution=20, data=folder, scan_layers=True, stochastic_depth=0.2, **TINY)
-    source = open_source(folder, "test")
+    settings = Config(**TINY | dict(data=folder), init=str(weights), resolution=20, scan_layers=True, stochastic_depth=0.2)
+    source, _ = LABELLED_IMAGES.open(folder)
     module, params, process = vit.build(dataclasses.replace(settings, scan_layers=False), source)
     published = pretrained.load(weights)[1]
     jax.tree.map(np.testing.assert_array_equal, params["encoder"], published["encoder"])
     moved = interpolate_positions(published["positions"]["table"], (3, 3), (5, 5))
     np.testing.assert_array_equal(params["positions"]["table"], moved)
-    assert (module.classes, module.stochastic_depth) == (3, 0.2) and not params["head"]["kernel"].any()
-    assert process.size == (20, 20) and process(source[0]["image"]).shape == (20, 20, 3)
+    assert (module.num_classes, module.stochastic_depth) == (3, 0.2) and not params["head"]["kernel"].any()
+    assert process.size == (20, 20) and process(source[0].image).shape == (20, 20, 3)
     assert vit.build(dataclasses.replace(settings, resolution=0), source)[2].size == (12, 12)
 
     result = main(settings, tmp_path / "run", Execution(log_every=1))
@@ -194,7 +187,7 @@ def test_rollout_sums_over_all_ways_through_the_blocks():
 @pytest.mark.parametrize(("pool", "share"), [("class", 1.0), ("mean", (5 * 3 / 4 + 1) / 6), ("map", 1.0)])
 def test_what_is_looked_at_is_where_all_attention_goes(pool, share):
     """Every query of both blocks looks at the fifth place, so that a quarter of each place stays there and the rest is the fifth's."""
-    module = ViT(patch=4, width=16, depth=2, num_heads=2, classes=3, pool=pool, scan=pool == "mean")
+    module = ViT(patch_size=4, width=16, depth=2, num_heads=2, num_classes=3, pool=pool, scan=pool == "mean")
     image = np.zeros((1, 8, 12, 1), np.float32)
     seen = np.random.default_rng(0).standard_normal(16)
     seen = (seen - seen.mean()) / seen.std()
@@ -217,7 +210,7 @@ def test_what_is_looked_at_is_where_all_attention_goes(pool, share):
 
 
 def test_rollout_holds_the_weights_of_one_picture_at_a_time(monkeypatch):
-    module = ViT(patch=4, width=8, depth=2, num_heads=2, classes=3)
+    module = ViT(patch_size=4, width=8, depth=2, num_heads=2, num_classes=3)
     images = np.random.default_rng(0).standard_normal((3, 8, 8, 1), np.float32)
     params = module.init(jax.random.key(0), jnp.asarray(images[:1]))["params"]
     counts = []
@@ -229,9 +222,8 @@ def test_rollout_holds_the_weights_of_one_picture_at_a_time(monkeypatch):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        (dict(patch=3), "8×8 cannot be cut into patches of 3"),
+        (dict(patch_size=3), "8×8 cannot be cut into patches of 3"),
         (dict(num_heads=3), "cannot be split into 3 heads"),
-        (dict(data="builtin:scenes"), "has no labels"),
         (dict(init="/nowhere"), "there is no directory /nowhere"),
         (dict(mixup=-1.0), "--mixup"),
     ],

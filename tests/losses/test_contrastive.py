@@ -1,10 +1,6 @@
 """The pairwise sigmoid loss, and the softmax loss in which all pairs compete."""
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import chex
 import jax
@@ -18,7 +14,7 @@ from jaxdl.errors import UserError
 from jaxdl.losses import sigmoid_loss, softmax_loss
 from jaxdl.training import Layout
 
-DEVICES = 4
+DEVICES = 8
 LOSSES = {"sigmoid": lambda i, t, s, **how: sigmoid_loss(i, t, s, jnp.float32(-3), **how), "softmax": softmax_loss}
 
 
@@ -174,26 +170,14 @@ def test_chunks_that_do_not_divide_the_batch_are_refused(name):
         LOSSES[name](*embeddings(16), jnp.log(10.0), chunk_size=5)
 
 
-four_devices = pytest.mark.skipif(jax.device_count() != DEVICES, reason="run in a process with four devices, by the test above")
-
-
-@pytest.mark.skipif(jax.device_count() == DEVICES, reason="this is the process")
-def test_the_tests_below_pass_on_four_devices():
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}"}
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", "devices", __file__]
-    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert "5 passed, 1 skipped" in done.stdout, done.stdout
-
-
-@four_devices
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("chunk_size", [None, 2])
 @pytest.mark.parametrize("strategy", ["jit", "pmap"])
 def test_softmax_loss_over_devices_is_that_of_the_whole_batch(strategy, chunk_size):
     images, texts = embeddings(16)
     arguments = images, texts, jnp.float32(2)
     expected, wanted = jax.value_and_grad(softmax_loss, argnums=(0, 1, 2))(*arguments)
-    spread = Layout(strategy).over_batch(functools.partial(softmax_loss, chunk_size=chunk_size))
+    spread = Layout(strategy).shard_objective(functools.partial(softmax_loss, chunk_size=chunk_size))
     if strategy == "jit":
         value, gradients = jax.jit(jax.value_and_grad(spread, argnums=(0, 1, 2)))(*arguments)
         np.testing.assert_allclose(value, expected, rtol=1e-6)
@@ -206,17 +190,18 @@ def test_softmax_loss_over_devices_is_that_of_the_whole_batch(strategy, chunk_si
     chex.assert_trees_all_close(gradients, wanted, rtol=1e-5, atol=1e-6)
 
 
-@four_devices
+@pytest.mark.optimized
+@pytest.mark.eight_devices
 def test_several_devices_share_the_matrix_of_all_pairs():
     """Each has the logits of its own rows; with chunks, of some of them at a time."""
     size, layout = 2048, Layout("jit")
     arguments = jnp.zeros((size, 8)), jnp.zeros((size, 8)), jnp.zeros(())
-    placed = [jax.device_put(x, layout.by_rows if x.ndim else layout.replicated) for x in arguments]
+    placed = [jax.device_put(x, layout.batch_sharding if x.ndim else layout.replicated) for x in arguments]
 
     def temporary_bytes(loss, arguments) -> int:
         compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*arguments).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    shared = temporary_bytes(layout.over_batch(softmax_loss), placed)
+    shared = temporary_bytes(layout.shard_objective(softmax_loss), placed)
     assert shared < 0.3 * temporary_bytes(softmax_loss, arguments)
-    assert temporary_bytes(layout.over_batch(functools.partial(softmax_loss, chunk_size=64)), placed) < 0.2 * shared
+    assert temporary_bytes(layout.shard_objective(functools.partial(softmax_loss, chunk_size=64)), placed) < 0.2 * shared

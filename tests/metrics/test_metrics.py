@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import top_k_accuracy_score
 
-from jaxdl.metrics import accuracy, bleu, box_iou, matched_iou, recall_at
+from jaxdl.metrics import accuracy, bleu, box_iou, classify, matched_iou, recall_at
 
 
 @given(st.integers(0, 10_000), st.integers(3, 30))
@@ -32,6 +32,23 @@ def test_accuracy_counts_the_highest_scores():
     assert accuracy(np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]]), np.array([1, 1, 1])) == 2 / 3
 
 
+def test_classify_reads_each_example_once_and_keeps_scores_beside_labels():
+    read = []
+
+    def examples():
+        for index in range(10):
+            read.append(index)
+            yield np.full((2, 2, 1), index, np.float32), np.int32(index % 3)
+
+    def predict(images):  # In batches, as a layout does.
+        rows = [image.mean() * np.ones(3) for image in images]
+        return np.array(rows, np.float16)
+
+    scores, labels = classify(predict, examples())
+    assert read == list(range(10)) and labels.tolist() == [index % 3 for index in range(10)]
+    assert scores.dtype == np.float32 and scores[:, 0].tolist() == read
+
+
 @given(st.integers(0, 10_000), st.integers(0, 4), st.integers(0, 4))
 def test_boxes_overlap_as_the_pixels_that_they_cover_do(seed, count, others):
     random = np.random.default_rng(seed)
@@ -41,8 +58,8 @@ def test_boxes_overlap_as_the_pixels_that_they_cover_do(seed, count, others):
         return corners.reshape(count, 4).astype(np.float64)
 
     first, second = some(count), some(others)
-    rows, columns = np.mgrid[:12, :12] + 0.5
-    covers = lambda box: (box[0] < rows) & (rows < box[2]) & (box[1] < columns) & (columns < box[3])
+    y, x = np.mgrid[:12, :12] + 0.5
+    covers = lambda box: (box[0] < x) & (x < box[2]) & (box[1] < y) & (y < box[3])
     expected = np.zeros((count, others))
     for (i, one), (j, other) in itertools.product(enumerate(first), enumerate(second)):
         union = (covers(one) | covers(other)).sum()

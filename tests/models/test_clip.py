@@ -15,8 +15,8 @@ END = 3
 
 
 def model(end: int | None = END, **changes) -> CLIP:
-    size = dict(width=16, depth=3, num_heads=2, hidden=32, features=12, **changes)
-    return CLIP(VisionTower(patch=4, **size), TextTower(vocabulary=20, end=end, **size))
+    size = dict(width=16, depth=3, num_heads=2, mlp_dim=32, features=12, **changes)
+    return CLIP(VisionTower(patch_size=4, **size), TextTower(vocab_size=20, end=end, **size))
 
 
 @pytest.fixture(scope="module")

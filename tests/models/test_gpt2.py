@@ -7,7 +7,7 @@ import pytest
 
 from jaxdl.errors import UserError
 from jaxdl.generate import Sampling
-from jaxdl.models.gpt2 import GPT, go_on
+from jaxdl.models.gpt2 import GPT, continue_text
 from jaxdl.nn import ATTENTIONS, attention_weights, stack_blocks
 from jaxdl.training.state import parameter_paths
 
@@ -16,7 +16,7 @@ DEPTH, HEADS, LENGTH = 3, 2, 7
 
 @pytest.fixture(scope="module")
 def model() -> tuple:
-    module = GPT(vocabulary=11, length=LENGTH, width=8, depth=DEPTH, num_heads=HEADS)
+    module = GPT(vocab_size=11, length=LENGTH, width=8, depth=DEPTH, num_heads=HEADS)
     tokens = jax.random.randint(jax.random.key(0), (2, LENGTH), 0, 11)
     params = module.init(jax.random.key(1), tokens)["params"]
     keys = iter(jax.random.split(jax.random.key(2), 200))
@@ -61,7 +61,7 @@ def test_the_first_block_is_the_softmax_of_its_own_products(model):
 def test_what_leads_back_into_the_residual_stream_starts_smaller():
     """0.02, and 0.02 / √(2 · depth) for the last map of either part of a block."""
     depth = 8
-    module = GPT(vocabulary=300, length=64, width=64, depth=depth, num_heads=2)
+    module = GPT(vocab_size=300, length=64, width=64, depth=depth, num_heads=2)
     params = module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     deviations = {path: float(jnp.std(leaf)) for path, leaf in zip(parameter_paths(params), jax.tree.leaves(params))}
     kernels = {path: value for path, value in deviations.items() if path.endswith(("kernel", "embedding", "positions"))}
@@ -90,7 +90,7 @@ def test_a_text_longer_than_the_positions_is_that_of_a_model_without_a_cache(mod
     module, params, _ = model
     text = np.random.default_rng(given).integers(0, 11, given).tolist()
     streamed: list[int] = []
-    found = go_on(
+    found = continue_text(
         module,
         {"params": params},
         text,
@@ -104,12 +104,12 @@ def test_a_text_longer_than_the_positions_is_that_of_a_model_without_a_cache(mod
 
 def test_nothing_is_written_after_an_end(model):
     module, params, _ = model
-    go = lambda **how: go_on(
+    go = lambda **how: continue_text(
         module, {"params": params}, [3, 1], jax.random.key(0), tokens=20, sampling=Sampling(temperature=0), **how
     )
     whole = go()
     streamed: list[int] = []
     end = whole[12]
     assert go(end=end, stream=streamed.append) == streamed == whole[: whole.index(end) + 1]
-    with pytest.raises(UserError, match="no token to go on from"):
-        go_on(module, {"params": params}, [], jax.random.key(0), tokens=1)
+    with pytest.raises(UserError, match="no token to continue from"):
+        continue_text(module, {"params": params}, [], jax.random.key(0), tokens=1)

@@ -60,7 +60,7 @@ def test_decoding_with_a_cache_gives_the_logits_of_teacher_forcing(variables):
 
     @jax.jit
     def decode(variables, source, target):
-        memory = MODULE.apply(variables, source, method="remember")
+        memory = MODULE.apply(variables, source, method="cache_memory")
         out, cache = MODULE.apply(variables, target[:, :3], MODULE.empty_cache(3, 6), memory, method="decode")
         steps = [out.logits]
         for index in range(3, 6):

@@ -111,7 +111,7 @@ def test_gradients_are_what_small_changes_do():
 
 def test_the_network_is_linens_dense_layers():
     (x,) = normal(0, (6, 2, 5))
-    module = MLP((7, 4), classes=3, param_dtype=jnp.float64)
+    module = MLP((7, 4), num_classes=3, param_dtype=jnp.float64)
     params = module.init(jax.random.key(0), x)["params"]
     y = x.reshape(6, 10)
     for index, width in enumerate((7, 4, 3)):
@@ -163,7 +163,7 @@ def test_sgd_is_optax_sgd_with_a_penalty_on_kernels():
 def test_activations_start_as_large_in_every_layer():
     """He et al. 2015, eq. 10: ReLU layers of variance 2 / fan_in keep the mean square of what they pass on."""
     (x,) = normal(0, (500, 200))
-    module = MLP((300,) * 6, classes=300, param_dtype=jnp.float64)
+    module = MLP((300,) * 6, num_classes=300, param_dtype=jnp.float64)
     logits = module.apply(module.init(jax.random.key(0), x), x)
     assert np.square(logits).mean() == pytest.approx(2, rel=0.3)  # The last layer has no ReLU to halve it.
 

@@ -13,12 +13,12 @@ from jaxdl.nn import ATTENTIONS, stack_blocks
 
 IMAGE, PATCHES, LENGTH = 19, 4, 12
 PREFIX = np.array([7, 9], np.int32)
-GEMMA_2 = dict(window=3, attention_soft_cap=5.0, logit_soft_cap=4.0, norm_added=True, query_scale=10.0)
+GEMMA_2 = dict(window=3, attention_soft_cap=5.0, logit_soft_cap=4.0, sandwich_norm=True, query_scale=10.0)
 
 
 def model(second: bool = True, **changes) -> PaliGemma:
-    text = dict(vocabulary=19, width=16, depth=3, num_heads=4, num_kv_heads=2, head_width=6, hidden=20)
-    tower = VisionTower(patch=4, width=12, depth=1, num_heads=2, hidden=16, head=False, **changes)
+    text = dict(vocab_size=19, width=16, depth=3, num_heads=4, num_kv_heads=2, head_width=6, mlp_dim=20)
+    tower = VisionTower(patch_size=4, width=12, depth=1, num_heads=2, mlp_dim=16, head=False, **changes)
     return PaliGemma(tower, Gemma(**text, **(GEMMA_2 if second else {}), **changes), IMAGE)
 
 
@@ -113,7 +113,7 @@ def test_soft_caps_bound_the_logits(inputs):
 @pytest.mark.parametrize("changes", [{"remat": True}, {"attention": ATTENTIONS["flash"]}], ids=["remat", "flash"])
 def test_logits_and_gradients_are_those_of_the_plain_model(changes, pair, inputs):
     module, params, _ = pair
-    other = model(module.text.norm_added, **changes)
+    other = model(module.text.sandwich_norm, **changes)
 
     def loss(module, params):
         return (module.apply({"params": params}, *map(jnp.asarray, inputs), jnp.asarray(PREFIX), train=True).logits ** 2).mean()
@@ -161,6 +161,6 @@ def test_variants_have_the_published_numbers_of_parameters():
 
 def test_a_published_size_is_put_together_from_both_families():
     module = PaliGemma.variant("2-3b", dtype=jnp.bfloat16)
-    assert (module.vision.width, module.vision.head, module.text.vocabulary) == (1152, False, 257_216)
+    assert (module.vision.width, module.vision.head, module.text.vocab_size) == (1152, False, 257_216)
     with pytest.raises(UserError, match="did you mean '2-3b'"):
         PaliGemma.variant("2-3B")

@@ -12,8 +12,8 @@ from jaxdl.nn import ATTENTIONS, stack_blocks, unstack_blocks
 
 
 def model(**changes) -> SigLIP:
-    size = dict(width=16, depth=3, num_heads=2, hidden=32, **changes)
-    return SigLIP(VisionTower(patch=4, **size), TextTower(vocabulary=20, features=16, **size))
+    size = dict(width=16, depth=3, num_heads=2, mlp_dim=32, **changes)
+    return SigLIP(VisionTower(patch_size=4, **size), TextTower(vocab_size=20, features=16, **size))
 
 
 @pytest.mark.parametrize(

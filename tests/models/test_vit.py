@@ -9,7 +9,7 @@ from jaxdl.errors import UserError
 from jaxdl.models.vit import VARIANTS, ViT, adapt, from_config
 from jaxdl.nn import ATTENTIONS, AttentionPooling, patchify, stack_blocks, unpatchify
 
-SIZE = dict(patch=4, width=16, depth=2, num_heads=2, classes=3)
+SIZE = dict(patch_size=4, width=16, depth=2, num_heads=2, num_classes=3)
 
 
 def images(height: int = 12, width: int = 12) -> jax.Array:
@@ -110,7 +110,7 @@ def test_in_bfloat16_what_flows_from_block_to_block_is_in_float32():
 def test_what_need_not_change_stays():
     given, module = images(), ViT(**SIZE)
     params = drawn(module, given)
-    same, kept = adapt(module, params, size=(12, 12), classes=3)
+    same, kept = adapt(module, params, size=(12, 12), num_classes=3)
     assert same == module
     jax.tree.map(np.testing.assert_array_equal, kept, params)
 
@@ -123,13 +123,13 @@ def test_another_size_and_other_classes():
     table = np.array(params["positions"]["table"])
     table[1:, 0], table[1:, 1], table[1:, 2] = rows, columns, 7
     params["positions"] = {"table": jnp.asarray(table)}
-    other, adapted = adapt(module, params, size=(24, 20), classes=5)
+    other, adapted = adapt(module, params, size=(24, 20), num_classes=5)
     places = np.array(adapted["positions"]["table"])[1:].reshape(6, 5, 16)
     np.testing.assert_array_equal(adapted["positions"]["table"][0], table[0])
     np.testing.assert_allclose(places[..., 2], 7, rtol=1e-6)
     assert (np.diff(places[..., 0], axis=0) > 0).all() and np.abs(np.diff(places[..., 0], axis=1)).max() < 1e-5
     assert (np.diff(places[..., 1], axis=1) > 0).all() and np.abs(np.diff(places[..., 1], axis=0)).max() < 1e-5
-    assert other.classes == 5 and params["head"]["kernel"].shape == (16, 3)
+    assert other.num_classes == 5 and params["head"]["kernel"].shape == (16, 3)
     np.testing.assert_array_equal(other.apply({"params": adapted}, images(24, 20)).logits, np.zeros((2, 5)))
     jax.tree.map(np.testing.assert_array_equal, adapted["encoder"], params["encoder"])
 
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match="6 places are not those of a square image"):
         adapt(module, drawn(module, images(8, 12)), size=(12, 12))
     with pytest.raises(UserError, match="ViT variant"):
-        ViT.variant("B/17", classes=2)
+        ViT.variant("B/17", num_classes=2)
     with pytest.raises(UserError, match="pool 'gap'.*choose one of class, mean, map"):
         ViT(**SIZE, pool="gap").init(jax.random.key(0), given)
     with pytest.raises(UserError, match="positions 'none'"):
@@ -155,13 +155,15 @@ def test_what_does_not_fit_is_refused():
 def test_published_sizes_have_the_parameters_that_are_published():
     """In millions, with 1000 classes at 224 pixels, as timm counts its `vit_*_patch*_224`."""
     for name, millions in (("Ti/16", 5.7), ("S/16", 22.1), ("B/16", 86.6), ("L/16", 304.3), ("H/14", 632.0)):
-        shapes = jax.eval_shape(ViT.variant(name, classes=1000, scan=True).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+        shapes = jax.eval_shape(
+            ViT.variant(name, num_classes=1000, scan=True).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3))
+        )
         assert round(sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6, 1) == millions
     assert all(row.width == 64 * row.num_heads for name, row in VARIANTS.items() if name != "H/14")
 
 
 def test_settings_that_are_left_out_are_those_of_transformers():
     module, (given,) = from_config({"model_type": "vit"})
-    assert module == ViT.variant("B/16", classes=2, hidden=3072, eps=1e-12) and given.shape == (1, 224, 224, 3)
+    assert module == ViT.variant("B/16", num_classes=2, mlp_dim=3072, eps=1e-12) and given.shape == (1, 224, 224, 3)
     with pytest.raises(UserError, match="hidden_act is 'relu'"):
         from_config({"hidden_act": "relu"})

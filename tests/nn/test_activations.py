@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdl.errors import UserError
-from jaxdl.nn import GatedFeedForward, elu, gated_hidden, gelu, gelu_tanh, glu, hard_sigmoid, hard_swish, leaky_relu, mish, silu
+from jaxdl.nn import GatedFeedForward, elu, gated_mlp_dim, gelu, gelu_tanh, glu, hard_sigmoid, hard_swish, leaky_relu, mish, silu
 
 ALL = (elu, gelu, gelu_tanh, hard_sigmoid, hard_swish, leaky_relu, mish, silu)
 
@@ -41,6 +41,6 @@ def test_an_odd_width_has_no_halves():
 
 
 def test_a_gated_block_of_two_thirds_has_as_many_parameters_as_a_plain_one():
-    assert gated_hidden(4 * 4096, multiple_of=256) == 11008  # Llama 7B
-    params = GatedFeedForward(gated_hidden(4 * 24)).init(jax.random.key(0), jnp.ones((1, 24)))["params"]
+    assert gated_mlp_dim(4 * 4096, multiple_of=256) == 11008  # Llama 7B
+    params = GatedFeedForward(gated_mlp_dim(4 * 24)).init(jax.random.key(0), jnp.ones((1, 24)))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 2 * 24 * 4 * 24

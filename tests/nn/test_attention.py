@@ -196,10 +196,10 @@ def test_a_memory_is_projected_once():
     x, memory = normal(0, (2, 3, 16), (2, 5, 16))
     valid = jnp.asarray([[True] * 5, [False, True, True, False, False]])
     params = module.init(jax.random.key(0), x, memory)
-    cache = module.apply(params, memory, valid, method="remember")
+    cache = module.apply(params, memory, valid, method="cache_memory")
     expected = module.apply(params, x, memory, mask=padding_mask(valid))
     for token in range(3):
-        got = module.apply(params, x[:, token : token + 1], cache, method="recall")
+        got = module.apply(params, x[:, token : token + 1], cache, method="cross_attend")
         np.testing.assert_allclose(got, expected[:, token : token + 1], atol=1e-6)
     short = module.apply(params, x[1:], memory[1:, 1:3])
     np.testing.assert_allclose(expected[1:], short, atol=1e-6)
@@ -238,7 +238,7 @@ def test_a_cache_has_the_dtype_of_the_keys(dtypes, expected):
         module = MultiHeadAttention(2, **dtypes)
         x = jnp.ones((1, 3, 8), jnp.float32)
         params = module.init(jax.random.key(0), x)
-        assert {leaf.dtype for leaf in module.apply(params, x, method="remember").entries} == {jnp.dtype(expected)}
+        assert {leaf.dtype for leaf in module.apply(params, x, method="cache_memory").entries} == {jnp.dtype(expected)}
         assert {leaf.dtype for leaf in module.empty_cache(1, 3, 8).entries} == {jnp.dtype(expected)}
 
 
@@ -254,7 +254,7 @@ def test_what_a_state_cannot_do_is_refused():
     module, x = MultiHeadAttention(2, attention=linear_attention), jnp.ones((1, 3, 8))
     params, cache = module.init(jax.random.key(0), x), module.empty_cache(1, 4, 8)
     for wrong in (dict(is_causal=False), dict(mask=causal_mask(3, 4)), dict(bias=jnp.zeros((1, 1, 3, 4)))):
-        with pytest.raises(UserError, match="decodes by a state"):
+        with pytest.raises(UserError, match="decodes from a state"):
             module.apply(params, x, cache, method="decode", **wrong)
     _, cache = module.apply(params, x, cache, method="decode")
     with pytest.raises(UserError, match="3 tokens after 3 do not fit"):
@@ -272,9 +272,9 @@ def test_an_attention_that_binds_places_is_not_decoded(bound):
     params = module.init(jax.random.key(0), x)
     with pytest.raises(UserError, match=f"binds {next(iter(bound))} counts from the first query"):
         module.apply(params, x, module.empty_cache(1, 6, 8), method="decode")
-    memory = module.apply(params, x, method="remember")
+    memory = module.apply(params, x, method="cache_memory")
     with pytest.raises(UserError, match="leave it to the layer"):
-        module.apply(params, x, memory, method="recall")
+        module.apply(params, x, memory, method="cross_attend")
     harmless = module.clone(
         attention=functools.partial(sliding_window_attention, scale=0.2, local_window_size=None, is_causal=False)
     )

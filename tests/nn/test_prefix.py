@@ -106,7 +106,7 @@ def test_blocks_by_number_attend_each_in_its_way(x):
 
 
 def test_blocks_by_number_decode_what_they_say_whole_and_are_not_compiled_as_one(x):
-    module = stack(norm_added=True)
+    module = stack(sandwich_norm=True)
     params = module.init(jax.random.key(1), x)
     cache = module.empty_cache(4, LENGTH, 6)
     first, cache = module.apply(params, x[:, :6], cache, method="decode")
@@ -117,7 +117,7 @@ def test_blocks_by_number_decode_what_they_say_whole_and_are_not_compiled_as_one
 
 
 def test_what_a_part_adds_is_normalised_where_that_is_asked_for(x):
-    block = TransformerBlock(2, 8, norm=functools.partial(RMSNorm, 1e-6), norm_added=True)
+    block = TransformerBlock(2, 8, norm=functools.partial(RMSNorm, 1e-6), sandwich_norm=True)
     params = block.init(jax.random.key(1), x)["params"]
     only_first = jax.tree.map(lambda leaf: leaf, params)
     only_first["feed_forward_added_norm"] = {"scale": jnp.zeros(6)}

@@ -77,7 +77,7 @@ def build(module, x, seed=0):
 def test_stacked_and_bidirectional_layers_equal_loops_in_numpy_to_ten_digits(cell):
     with jax.enable_x64(True):
         x, lengths = random(1, 3, 5, 2), np.asarray([5, 0, 3])
-        module = Recurrent(4, cell, layers=2, bidirectional=True, param_dtype=jnp.float64)
+        module = Recurrent(4, cell, num_layers=2, bidirectional=True, param_dtype=jnp.float64)
         variables = build(module, jnp.asarray(x))
         y, state = jax.jit(module.apply)(variables, jnp.asarray(x), lengths=jnp.asarray(lengths))
         expected, ends = x, []
@@ -159,7 +159,7 @@ def test_flax_has_the_same_values_and_gradients(cell):
 def test_the_fast_gradient_is_that_of_the_plain_scan(cell):
     with jax.enable_x64(True):
         x, lengths = jnp.asarray(random(1, 3, 5, 2)), jnp.asarray([5, 0, 3])
-        fast = Recurrent(3, cell, layers=2, bidirectional=True, truncate=2, param_dtype=jnp.float64)
+        fast = Recurrent(3, cell, num_layers=2, bidirectional=True, truncate=2, param_dtype=jnp.float64)
         variables = build(fast, x)
         start = jax.tree.map(lambda leaf: jnp.asarray(random(3, *leaf.shape)), fast.initial_state(3))
 
@@ -194,7 +194,7 @@ def test_gradients_of_gradients_and_forward_mode(cell):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_truncation_is_chunks_with_a_constant_state_between_them(cell):
     x, weight = (jnp.asarray(random(seed, 2, 7, 3), jnp.float32) for seed in (1, 2))
-    module = Recurrent(3, cell, layers=1)
+    module = Recurrent(3, cell, num_layers=1)
     variables = build(module, x)
 
     def by_hand(variables, x):
@@ -259,7 +259,7 @@ def test_a_long_sequence_is_projected_in_parts_or_at_once(monkeypatch, cell, len
 
 def test_a_state_continues_where_it_came_from():
     x = jnp.asarray(random(1, 2, 7, 3), jnp.float32)
-    module = Recurrent(4, "lstm", layers=2)
+    module = Recurrent(4, "lstm", num_layers=2)
     variables = build(module, x)
     whole, end = module.apply(variables, x)
     first, state = module.apply(variables, x[:, :4])
@@ -353,7 +353,7 @@ def test_the_initialisation_of_torch_has_its_range_and_its_sum_of_two_biases(cel
 
 def test_dropout_falls_between_layers_and_only_in_training():
     x = jnp.asarray(random(1, 2, 6, 3), jnp.float32)
-    one, two = (Recurrent(8, "gru", layers=layers, dropout=0.5) for layers in (1, 2))
+    one, two = (Recurrent(8, "gru", num_layers=num_layers, dropout=0.5) for num_layers in (1, 2))
     for module, changes in ((one, False), (two, True)):
         variables = build(module, x)
         still = module.apply(variables, x)[0]
@@ -382,7 +382,7 @@ def test_modes_are_four_uses_of_the_same_parameters():
 
 def test_generation_reads_what_it_wrote():
     x = jnp.asarray(random(1, 2, 3), jnp.float32)
-    model = SequenceModel(Recurrent(4, "gru", layers=2), features=3, mode="1:n")
+    model = SequenceModel(Recurrent(4, "gru", num_layers=2), features=3, mode="1:n")
     variables = jax.jit(functools.partial(model.init, steps=2))(jax.random.key(0), x)
     generated, end = jax.jit(functools.partial(model.apply, steps=5))(variables, x)
     read = jnp.concatenate([x[:, None], generated[:, :-1]], axis=1)
@@ -422,7 +422,7 @@ def test_what_cannot_be_meant_is_refused():
     with pytest.raises(UserError, match="cut every 0 steps"):
         Recurrent(2, truncate=0).init(key, x)
     with pytest.raises(UserError, match="0 layers"):
-        Recurrent(2, layers=0).init(key, x)
+        Recurrent(2, num_layers=0).init(key, x)
     with pytest.raises(UserError, match=r"\(2, 2, 2\).*\(1, 2, 2\)"):
         Recurrent(2, "gru").init(key, x, jnp.zeros((2, 2, 2)))
     with pytest.raises(UserError, match="one bias"):

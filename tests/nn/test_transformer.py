@@ -118,7 +118,7 @@ def test_decoding_in_a_compiled_loop_is_the_whole_sequence(block, scan):
 
     @jax.jit
     def decode(x):
-        memory = [apply(MEMORY, known, method="remember")] if block.cross_attention else []
+        memory = [apply(MEMORY, known, method="cache_memory")] if block.cross_attention else []
         prompt = jnp.full((2, 4, 16), 1e3).at[0, 1:].set(x[0, :3]).at[1, :3].set(x[1, :3])
         valid = jnp.asarray([[False, True, True, True], [True, True, True, False]])
         first, cache = apply(prompt, stack.empty_cache(2, 6, 16), *memory, valid=valid, method="decode")

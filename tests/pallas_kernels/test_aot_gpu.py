@@ -22,7 +22,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pallas_kernels.attention import mosaic_gpu, mosaic_gpu_tiles
+from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.problem import BlockSizes, Operands, Spec
 
 pytestmark = [
@@ -127,7 +127,7 @@ def judge(report: str) -> None:
     assert "serialized" not in report, report
 
 
-@pytest.mark.parametrize("width", mosaic_gpu_tiles.WIDTHS)
+@pytest.mark.parametrize("width", mosaic_gpu.tiles.WIDTHS)
 @pytest.mark.parametrize("feature", list(FEATURES))
 def test_keeps_everything_in_registers_and_products_asynchronous(
     mesh: Mesh, width: int, feature: str, capfd: pytest.CaptureFixture[str]
@@ -142,7 +142,7 @@ def test_keeps_everything_in_registers_and_products_asynchronous(
         judge("".join(capfd.readouterr()))
 
 
-@pytest.mark.parametrize("width", mosaic_gpu_tiles.WIDTHS)
+@pytest.mark.parametrize("width", mosaic_gpu.tiles.WIDTHS)
 def test_so_it_is_with_odd_lengths_and_float16(mesh: Mesh, width: int, capfd: pytest.CaptureFixture[str]) -> None:
     compile_(mesh, width, (), length=4095, key_heads=2, dtype=jnp.float16, is_causal=True)
     judge("".join(capfd.readouterr()))
@@ -162,7 +162,7 @@ LOGITS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize(
-    "entry", mosaic_gpu_tiles.shipped(), ids=lambda entry: f"{entry['logits']}-{entry['width']}-{entry['length']}"
+    "entry", mosaic_gpu.tiles.shipped(), ids=lambda entry: f"{entry['logits']}-{entry['width']}-{entry['length']}"
 )
 def test_so_does_every_entry_of_the_table_of_tiles(mesh: Mesh, entry: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
     """At a length that no other test has, so that the kernels are compiled here."""
@@ -173,28 +173,28 @@ def test_so_does_every_entry_of_the_table_of_tiles(mesh: Mesh, entry: dict[str, 
         judge("".join(capfd.readouterr()))
 
 
-@pytest.mark.parametrize("width", mosaic_gpu_tiles.WIDTHS)
-@pytest.mark.parametrize("logits", mosaic_gpu_tiles.LARGEST)
+@pytest.mark.parametrize("width", mosaic_gpu.tiles.WIDTHS)
+@pytest.mark.parametrize("logits", mosaic_gpu.tiles.LARGEST)
 def test_so_do_all_tiles_that_are_accepted(mesh: Mesh, logits: str, width: int, capfd: pytest.CaptureFixture[str]) -> None:
     """With the fewest and the most stages that `--tune` tries, and as many as shared memory is said to have room for."""
-    if width not in mosaic_gpu_tiles.LARGEST[logits]:
+    if width not in mosaic_gpu.tiles.LARGEST[logits]:
         pytest.skip("it has no kernel for such heads")
     spec, names = LOGITS[logits]
 
-    def choices(kernel: str) -> list[mosaic_gpu_tiles.Tiles]:
+    def choices(kernel: str) -> list[mosaic_gpu.tiles.Tiles]:
         chosen = []
-        for rows, tried in itertools.groupby(mosaic_gpu_tiles.candidates(kernel, logits, width), lambda tiles: tiles.rows):
-            fewest, *_, most = *tried, mosaic_gpu_tiles.Tiles(rows, mosaic_gpu_tiles.most_stages(kernel, logits, width, rows))
+        for rows, tried in itertools.groupby(mosaic_gpu.tiles.candidates(kernel, logits, width), lambda tiles: tiles.rows):
+            fewest, *_, most = *tried, mosaic_gpu.tiles.Tiles(rows, mosaic_gpu.tiles.most_stages(kernel, logits, width, rows))
             chosen += [fewest, most._replace(stages=min(most.stages, 6)), most]
         return list(dict.fromkeys(chosen))
 
-    kernels = mosaic_gpu_tiles.Tuning._fields
+    kernels = mosaic_gpu.tiles.Tuning._fields
     # All three in one program; one that has fewer choices than another is then the table's.
     for row in itertools.zip_longest(*map(choices, kernels)):
         sizes = {
             field: size
             for kernel, tiles in zip(kernels, row)
-            for field, size in zip(mosaic_gpu_tiles.FIELDS[kernel], tiles or ())
+            for field, size in zip(mosaic_gpu.tiles.FIELDS[kernel], tiles or ())
         }
         compile_(mesh, width, names, 6144, is_causal=True, block_sizes=BlockSizes(**sizes), **spec)
     judge("".join(capfd.readouterr()))

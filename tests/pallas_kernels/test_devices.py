@@ -1,11 +1,7 @@
-"""Attention over four virtual devices is that of one, however arrays lie, and nobody gathers queries, keys or values. The first test runs the others in a process that has the devices."""
+"""Attention over four virtual devices is that of one, however arrays lie, and nobody gathers queries, keys or values."""
 
 import functools
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,17 +15,7 @@ from jax.sharding import PartitionSpec as P
 from pallas_kernels import dot_product_attention
 
 DEVICES = 4
-four_devices = pytest.mark.skipif(jax.device_count() != DEVICES, reason="run in a process with four devices, by the first test")
-
-
-@pytest.mark.skipif(jax.device_count() == DEVICES, reason="this is the process")
-def test_the_tests_of_this_file_pass_on_four_devices() -> None:
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}"}
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert " passed, 1 skipped" in done.stdout, done.stdout
-
+pytestmark = pytest.mark.eight_devices
 
 RANDOM = np.random.default_rng(0)
 BATCH, QUERIES, KEYS, HEADS, WIDTH = 8, 40, 48, 4, 8
@@ -72,10 +58,9 @@ def assert_close(one: Any, other: Any) -> None:
 
 
 def mesh_of(kind: AxisType, *shape: int) -> jax.sharding.Mesh:
-    return jax.make_mesh(shape, ("data", "model"), axis_types=(kind,) * 2)
+    return jax.make_mesh(shape, ("data", "model"), axis_types=(kind,) * 2, devices=jax.devices()[:DEVICES])
 
 
-@four_devices
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("key_heads", [4, 2, 1])
 def test_jit_divides_batches_and_heads_and_gathers_nothing(kind: AxisType, key_heads: int) -> None:
@@ -87,7 +72,6 @@ def test_jit_divides_batches_and_heads_and_gathers_nothing(kind: AxisType, key_h
     assert "all-gather" not in compiled.as_text() and "all-to-all" not in compiled.as_text()
 
 
-@four_devices
 def test_long_sequences_stay_where_they_are() -> None:
     """So long that there are several groups of streams, each of which has a place in a sharded axis."""
     shape, mesh = jax.ShapeDtypeStruct((8, 2048, 2, 32), jnp.bfloat16), mesh_of(AxisType.Auto, 4, 1)
@@ -97,7 +81,6 @@ def test_long_sequences_stay_where_they_are() -> None:
     assert "all-gather" not in text and "all-reduce" not in text
 
 
-@four_devices
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_within_a_shard_map_whose_types_are_checked(kind: AxisType) -> None:
     mesh, moving = mesh_of(kind, 4, 1), arrays(2)
@@ -108,7 +91,6 @@ def test_within_a_shard_map_whose_types_are_checked(kind: AxisType) -> None:
     assert_close(jax.jit(jax.value_and_grad(mapped))(*given), jax.value_and_grad(loss)(moving, HIDING))
 
 
-@four_devices
 def test_a_program_for_tpus_has_the_kernel_where_xla_need_not_divide_it() -> None:
     """The compiler for TPUs can be told nothing about dividing: there XLA divides tiles, which all examples go through together."""
     moving = {name: x for name, x in arrays(2).items() if name != "bias"}  # The kernel has none.
@@ -125,7 +107,6 @@ def test_a_program_for_tpus_has_the_kernel_where_xla_need_not_divide_it() -> Non
     assert kernels(loss, *(put(mesh, BY_BATCH, x) for x in (moving, HIDING))) == 0
 
 
-@four_devices
 def test_pmap_needs_nothing_of_that() -> None:
     moving = {name: x for name, x in arrays(2).items() if name in ("query", "key", "value")}
     split = {name: x.reshape(DEVICES, -1, *x.shape[1:]) for name, x in moving.items()}
@@ -141,7 +122,6 @@ FORWARD: dict[str, Callable[..., Any]] = {
 }
 
 
-@four_devices
 @pytest.mark.parametrize("name", FORWARD)
 def test_forward_mode_knows_of_types_that_say_how_arrays_lie(name: str) -> None:
     moving = arrays(2)

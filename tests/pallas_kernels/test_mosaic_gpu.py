@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import dot_product_attention
-from pallas_kernels.attention import mosaic_gpu, mosaic_gpu_dialect, mosaic_gpu_tiles, reference
+from pallas_kernels.attention import mosaic_gpu, reference
 from pallas_kernels.attention.masks import BigBird, Causal, Local
 from pallas_kernels.attention.problem import BlockSizes, Operands, Spec
 
@@ -184,14 +184,14 @@ def test_every_entry_of_the_table_of_tiles_is_one_that_the_kernels_take() -> Non
         "crowded": {"alibi_slopes": struct(4, dtype=jnp.float32)},
     }
     served = set()
-    for entry in mosaic_gpu_tiles.shipped():
+    for entry in mosaic_gpu.tiles.shipped():
         sizes = BlockSizes(**entry["block_sizes"])
         operands = Operands(*[struct(2, 8, 4, entry["width"])] * 3, **extras[entry["logits"]])
         assert mosaic_gpu.supports(Spec(1.0, block_sizes=sizes), operands) is None
         # An entry says all of it: nothing is left to another one.
-        assert {getattr(sizes, field) for fields in mosaic_gpu_tiles.FIELDS.values() for field in fields}.isdisjoint({None})
+        assert {getattr(sizes, field) for fields in mosaic_gpu.tiles.FIELDS.values() for field in fields}.isdisjoint({None})
         served.add((entry["logits"], entry["width"]))
-    assert served == {(logits, width) for logits, widths in mosaic_gpu_tiles.LARGEST.items() for width in widths}
+    assert served == {(logits, width) for logits, widths in mosaic_gpu.tiles.LARGEST.items() for width in widths}
 
 
 def test_the_most_specific_entry_of_the_table_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,8 +203,8 @@ def test_the_most_specific_entry_of_the_table_counts(monkeypatch: pytest.MonkeyP
         entry(1), entry(2, dtype="bfloat16"), entry(3, dtype="bfloat16", causal=True), entry(4, dtype="bfloat16", causal=True, length=4096),
         entry(5, arch="another"), entry(6, width=128),
     )  # fmt: skip
-    monkeypatch.setattr(mosaic_gpu_tiles, "shipped", lambda: table)
-    tuned = lambda *asked: mosaic_gpu_tiles.tuned("plain", *asked).key
+    monkeypatch.setattr(mosaic_gpu.tiles, "shipped", lambda: table)
+    tuned = lambda *asked: mosaic_gpu.tiles.tuned("plain", *asked).key
     assert tuned("float16", 64, True, 9000) == 1
     assert tuned("bfloat16", 64, False, 9000) == 2
     assert [tuned("bfloat16", 64, True, length) for length in (1, 4095, 4096, 9000)] == [3, 3, 4, 4]
@@ -213,15 +213,15 @@ def test_the_most_specific_entry_of_the_table_counts(monkeypatch: pytest.MonkeyP
 
 def test_a_tile_that_is_freed_before_its_use_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The race detector sees these kernels: it finds the race when a tile may be overwritten while it is read. Every barrier still sees all of its phases, so nobody waits for ever."""
-    take, free = mosaic_gpu_dialect.Ring.take, mosaic_gpu_dialect.Ring.free
+    take, free = mosaic_gpu.dialect.Ring.take, mosaic_gpu.dialect.Ring.free
 
-    def hasty(ring: mosaic_gpu_dialect.Ring, index: Any) -> tuple[Any, ...]:
+    def hasty(ring: mosaic_gpu.dialect.Ring, index: Any) -> tuple[Any, ...]:
         parts = take(ring, index)
         free(ring, index)
         return parts
 
-    monkeypatch.setattr(mosaic_gpu_dialect.Ring, "take", hasty)
-    monkeypatch.setattr(mosaic_gpu_dialect.Ring, "free", lambda ring, index: None)
+    monkeypatch.setattr(mosaic_gpu.dialect.Ring, "take", hasty)
+    monkeypatch.setattr(mosaic_gpu.dialect.Ring, "free", lambda ring, index: None)
     arrays, _ = draw(1, 64, 640, 1, 1, 128, jnp.bfloat16)
     try:
         jax.block_until_ready(mosaic_gpu.forward(Spec(0.1), Operands(*arrays[:3]), interpret=True))

@@ -10,9 +10,9 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 import pallas_kernels
-from pallas_kernels.attention import mosaic_tpu, mosaic_tpu_schedule, reference
+from pallas_kernels.attention import mosaic_tpu, reference
 from pallas_kernels.attention.masks import EMPTY, FULL, PARTIAL, BigBird, Causal, Local, Longformer
-from pallas_kernels.attention.mosaic_tpu_schedule import Step
+from pallas_kernels.attention.mosaic_tpu.schedule import Step
 from pallas_kernels.attention.problem import BlockSizes, Operands, Spec
 
 interpreter = importlib.import_module("jax._src.pallas.mosaic.interpret.interpret_pallas_call")  # Its verdict is private.
@@ -186,8 +186,8 @@ def test_the_public_function_differentiates_it_and_repeats_itself_bit_by_bit() -
         np.testing.assert_allclose(one, want, atol=1e-5)
 
 
-def steps(spec: Spec, operands: Operands, transposed: bool = False) -> tuple[mosaic_tpu_schedule.Schedule, Step]:
-    plan = mosaic_tpu_schedule.schedule(spec, operands, 128, 128, transposed)
+def steps(spec: Spec, operands: Operands, transposed: bool = False) -> tuple[mosaic_tpu.schedule.Schedule, Step]:
+    plan = mosaic_tpu.schedule.schedule(spec, operands, 128, 128, transposed)
     return plan, Step.unpack(np.asarray(plan.words).reshape(-1, plan.count))
 
 
@@ -226,7 +226,7 @@ def test_steps_that_turn_out_empty_name_the_tile_that_comes_next() -> None:
 
 
 def test_a_list_too_long_for_each_batch_is_shared_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mosaic_tpu_schedule, "MOST_WORDS", 10)
+    monkeypatch.setattr(mosaic_tpu.schedule, "MOST_WORDS", 10)
     lengths = jnp.asarray([100, 300], jnp.int32)
     arrays, d_lse = draw(2, 384, 384, 1, 1, 8, jnp.float32)
     given = operands_of(384, 2, key_value_lengths=lengths)

@@ -18,7 +18,6 @@ transformers = pytest.importorskip("transformers")
 from versus_torch import outputs_of_parts, parts_of_towers
 
 from jaxdl import pretrained
-from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError
 from jaxdl.losses import softmax_loss
 from jaxdl.models import clip
@@ -129,7 +128,7 @@ def test_the_gradient_of_every_parameter_is_equal(pair):
     pair.run_theirs().loss.backward()
     theirs = {name: parameter.grad.numpy() for name, parameter in pair.theirs.named_parameters()}
     # The table is linear in the tensors, so what maps weights maps gradients too.
-    expected = convert(theirs, clip.PUBLISHED, jax.eval_shape(lambda: pair.params))
+    expected = convert(theirs, clip.published(pair.module), jax.eval_shape(lambda: pair.params))
     chex.assert_trees_all_close(jax.jit(jax.grad(loss))(pair.params), expected, atol=GRADIENT, rtol=GRADIENT)
 
 
@@ -193,4 +192,4 @@ def test_tokens_are_those_of_the_published_tokenizer(tmp_path):
     wanted = theirs(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
     np.testing.assert_array_equal(tokenize(texts), wanted)
     assert (wanted[:, 0] == vocabulary[marks[0]]).all() and tokenize.end == vocabulary[marks[1]]
-    assert process == ImageProcessor.preset("clip", 224, shorter_side=224)
+    assert process == clip.image_processor(224)

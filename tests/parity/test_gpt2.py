@@ -62,7 +62,7 @@ def test_logits_and_gradients_are_those_of_the_published_model(theirs, directory
     np.testing.assert_allclose(logits, out.logits.detach(), atol=1e-4)
     np.testing.assert_allclose(value, out.loss.item(), rtol=1e-5)
     named = {name: parameter.grad.numpy() for name, parameter in theirs.named_parameters()}
-    wanted = convert(named, gpt2.PUBLISHED, jax.eval_shape(lambda: gradients))
+    wanted = convert(named, gpt2.published(module), jax.eval_shape(lambda: gradients))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradients, wanted)
 
 
@@ -110,7 +110,7 @@ def test_settings_of_other_models_are_refused():
         gpt2.from_config({"activation_function": "relu"})
     with pytest.raises(UserError, match="variant"):
         gpt2.GPT.variant("125M")
-    module = gpt2.GPT(vocabulary=5, length=4, width=8, depth=1, num_heads=2)
+    module = gpt2.GPT(vocab_size=5, length=4, width=8, depth=1, num_heads=2)
     with pytest.raises(UserError, match="5 tokens are more than the 4 positions"):
         module.init(jax.random.key(0), jnp.zeros((1, 5), jnp.int32))
     with pytest.raises(UserError, match="4 positions"):

@@ -16,7 +16,7 @@ from jaxdl.models.lenet import LeNet
 @pytest.mark.parametrize("side, colors", [(12, 1), (9, 3)])
 def test_loss_and_gradients(side, colors):
     images, labels = normal(0, (4, side, side, colors))[0], np.array([0, 3, 2, 3])
-    module = LeNet((5, 7), (6,), classes=4)
+    module = LeNet((5, 7), (6,), num_classes=4)
     params = module.init(jax.random.key(0), jnp.asarray(images))["params"]
     ours = jax.value_and_grad(
         lambda params: cross_entropy(module.apply({"params": params}, jnp.asarray(images)), jnp.asarray(labels))

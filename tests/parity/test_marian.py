@@ -22,7 +22,7 @@ from jaxdl.losses import cross_entropy
 from jaxdl.models import marian
 from jaxdl.models.marian import EncoderDecoder, Stack, translate
 from jaxdl.nn import ATTENTIONS, sinusoidal, stack_blocks
-from jaxdl.weights import Table, convert, dense, norm, packed_attention, unchanged
+from jaxdl.weights import UNCHANGED, Table, convert, dense, norm, packed_attention
 
 PAD, END = 39, 0
 CONFIG = dict(
@@ -112,7 +112,7 @@ def test_logits_and_gradients_are_those_of_marian(theirs, directory, sources, ta
     error = torch.softmax(out.logits[:, :-1], -1) - torch.nn.functional.one_hot(written[:, 1:], 40)
     named["final_logits_bias"] = error.detach().mean((0, 1), keepdim=False).numpy()[None]
     shapes = jax.eval_shape(pretrained.load(directory)[0].init, jax.random.key(0), sources, targets)["params"]
-    wanted = convert(named, marian.PUBLISHED, shapes)
+    wanted = convert(named, marian.published(module), shapes)
     wanted = stack_blocks(wanted) if module.scan else wanted
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), gradients, wanted)
 
@@ -158,17 +158,17 @@ def test_greedy_and_beam_search_write_what_theirs_write(eloquent, beam, how, sca
 def test_it_is_torchs_transformer(norm_first):
     """With the paper's positions, ReLU, and the last normalisations of pre-norm stacks; torch has them after post-norm stacks too, and can be made without."""
     torch.manual_seed(0)
-    width, vocabulary = 16, 23
+    width, vocab_size = 16, 23
     layers = torch.nn.Transformer(width, 4, 2, 2, 32, dropout=0.0, batch_first=True, norm_first=norm_first)
     if not norm_first:
         layers.encoder.norm = layers.decoder.norm = None
-    table = torch.nn.Embedding(vocabulary, width)
+    table = torch.nn.Embedding(vocab_size, width)
     with torch.no_grad():
         for parameter in layers.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     named = {**dict(layers.named_parameters()), "table": table.weight}
 
-    rows = {"tokens/embedding": ("table", unchanged)}
+    rows = {"tokens/embedding": ("table", UNCHANGED)}
     for name in ("encoder", "decoder"):
         block, layer = rf"{name}/block_(\d+)", rf"{name}.layers.\1"
         parts = ("attention", "feed_forward") if name == "encoder" else ("attention", "cross_attention", "feed_forward")
@@ -183,16 +183,16 @@ def test_it_is_torchs_transformer(norm_first):
         rows |= norm(f"{name}/norm", f"{name}.norm")
     table_of_names = Table(rows)
 
-    module = EncoderDecoder(vocabulary, width, Stack(2, 4, 32), Stack(2, 4, 32), norm_first=norm_first)
+    module = EncoderDecoder(vocab_size, width, Stack(2, 4, 32), Stack(2, 4, 32), norm_first=norm_first)
     random = np.random.default_rng(0)
-    source, target = random.integers(1, vocabulary, (3, 7)), random.integers(1, vocabulary, (3, 6))
+    source, target = random.integers(1, vocab_size, (3, 7)), random.integers(1, vocab_size, (3, 6))
     source[1, 4:] = source[2, 2:] = 0
     shapes = jax.eval_shape(module.init, jax.random.key(0), source, target)["params"]
     read = lambda tensors: convert({name: tensor.detach().numpy() for name, tensor in tensors.items()}, table_of_names, shapes)
 
     def ours(params):
         logits = module.apply({"params": params}, jnp.asarray(source), jnp.asarray(target)).logits
-        return (logits * jnp.cos(jnp.arange(vocabulary))).sum(), logits
+        return (logits * jnp.cos(jnp.arange(vocab_size))).sum(), logits
 
     (_, logits), gradients = jax.jit(jax.value_and_grad(ours, has_aux=True))(read(named))
     positions = torch.tensor(np.asarray(sinusoidal(7, width)))
@@ -201,17 +201,17 @@ def test_it_is_torchs_transformer(norm_first):
     future = torch.nn.Transformer.generate_square_subsequent_mask(6, dtype=torch.bool)
     out = layers(embed(source), embed(target), tgt_mask=future, src_key_padding_mask=padding, memory_key_padding_mask=padding)
     wanted = out @ table.weight.T
-    (wanted * torch.cos(torch.arange(vocabulary))).sum().backward()
+    (wanted * torch.cos(torch.arange(vocab_size))).sum().backward()
     np.testing.assert_allclose(logits, wanted.detach(), atol=1e-5, rtol=1e-5)
     wanted = read({name: parameter.grad for name, parameter in named.items()})
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale, rtol=1e-4), gradients, wanted)
 
 
-def sentencepieces(texts, vocabulary) -> bytes:
+def sentencepieces(texts, vocab_size) -> bytes:
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=written, vocab_size=vocabulary, hard_vocab_limit=False, minloglevel=2,
+        sentence_iterator=iter(texts), model_writer=written, vocab_size=vocab_size, hard_vocab_limit=False, minloglevel=2,
         unk_id=1, bos_id=-1, eos_id=0, pad_id=-1,
     )  # fmt: skip
     return written.getvalue()
@@ -246,7 +246,7 @@ def test_tokens_are_those_of_marians_tokenizer(tokenized, tmp_path):
     rows = [[*row.tolist(), writer.end] for row in writer.encode(translations)]
     assert rows == theirs(text_target=translations).input_ids
     assert (reader.pad, reader.end, reader.length) == (theirs.pad_token_id, theirs.eos_token_id, 512)
-    assert reader.vocabulary == writer.vocabulary == len(theirs.encoder)
+    assert reader.vocab_size == writer.vocab_size == len(theirs.encoder)
     for row in rows[:2]:
         assert writer.decode(row) == theirs.decode(row, skip_special_tokens=True, use_source_tokenizer=False)
     reader.save(tmp_path), writer.save(tmp_path)
@@ -258,6 +258,7 @@ def test_tokens_are_those_of_marians_tokenizer(tokenized, tmp_path):
 
 def test_a_published_model_is_fine_tuned(tokenized, tmp_path):
     from experiments import translation
+    from jaxdl import launch
 
     vocabulary = json.loads((tokenized / "vocab.json").read_text())
     pad = vocabulary["<pad>"]
@@ -272,15 +273,15 @@ def test_a_published_model_is_fine_tuned(tokenized, tmp_path):
         (data / f"{split}.en").write_text("a small cat\nthe dogs are big\n" * times)
         (data / f"{split}.de").write_text("eine kleine Katze\ndie Hunde sind groß\n" * times)
     config = translation.Config(
-        preset="finetune", data=f"folder:{data}", init=str(folder), steps=2, batch_size=2, length=24, optimizer="adamw",
+        data=f"folder:{data}", init=str(folder), steps=2, batch_size=2, length=24, optimizer="adamw",
         learning_rate=1e-3, beam=2,
     )  # fmt: skip
-    result = translation.main(config, tmp_path / "run")
+    result = launch.run(translation.EXPERIMENT, config, tmp_path / "run")
     assert np.isfinite(result["metrics"]["validation_loss"]) and result["metrics"].keys() >= {"bleu", "exact_match"}
     before = pretrained.load(folder)[0]
-    assert before.vocabulary == len(vocabulary) and dataclasses.asdict(before)["interleaved"] is False
+    assert before.vocab_size == len(vocabulary) and dataclasses.asdict(before)["interleaved"] is False
     with pytest.raises(UserError, match="48 positions"):
-        translation.main(dataclasses.replace(config, length=60), tmp_path / "long")
+        launch.run(translation.EXPERIMENT, dataclasses.replace(config, length=60), tmp_path / "long")
 
 
 @pytest.mark.parametrize(

@@ -46,37 +46,39 @@ def test_layer_norm_survives_a_mean_far_above_the_deviation():
     batch=small,
     rows=st.integers(1, 3),
     columns=st.integers(1, 3),
-    patch=small,
+    patch_size=small,
     channels=small,
     width=st.integers(1, 9),
     seed=seeds,
 )
-def test_patch_embedding_is_a_strided_convolution(batch, rows, columns, patch, channels, width, seed):
-    arrays = normal(seed, (batch, rows * patch, columns * patch, channels), (patch * patch * channels, width), (width,))
+def test_patch_embedding_is_a_strided_convolution(batch, rows, columns, patch_size, channels, width, seed):
+    arrays = normal(
+        seed, (batch, rows * patch_size, columns * patch_size, channels), (patch_size * patch_size * channels, width), (width,)
+    )
 
     def convolve(images, kernel, bias):
-        kernel = kernel.reshape(patch, patch, channels, width).permute(3, 2, 0, 1)
-        return F.conv2d(images.movedim(-1, 1), kernel, bias, stride=patch).flatten(2).mT
+        kernel = kernel.reshape(patch_size, patch_size, channels, width).permute(3, 2, 0, 1)
+        return F.conv2d(images.movedim(-1, 1), kernel, bias, stride=patch_size).flatten(2).mT
 
     def embed(images, kernel, bias):
-        return PatchEmbedding(patch, width).apply({"params": {"projection": linear(kernel, bias)}}, images)
+        return PatchEmbedding(patch_size, width).apply({"params": {"projection": linear(kernel, bias)}}, images)
 
     assert_same(embed, convolve, *arrays)
 
 
 @shapes
-@given(batch=small, rows=small, columns=small, patch=st.integers(1, 4), channels=small, seed=seeds)
-def test_unpatchify_is_torchs_fold_and_the_inverse_of_patchify(batch, rows, columns, patch, channels, seed):
-    height, width = rows * patch, columns * patch
+@given(batch=small, rows=small, columns=small, patch_size=st.integers(1, 4), channels=small, seed=seeds)
+def test_unpatchify_is_torchs_fold_and_the_inverse_of_patchify(batch, rows, columns, patch_size, channels, seed):
+    height, width = rows * patch_size, columns * patch_size
 
     def fold(patches):
-        patches = patches.unflatten(-1, (patch * patch, channels)).mT.flatten(2).mT  # Torch has the channels first.
-        return F.fold(patches, (height, width), patch, stride=patch).movedim(1, -1)
+        patches = patches.unflatten(-1, (patch_size * patch_size, channels)).mT.flatten(2).mT  # Torch has the channels first.
+        return F.fold(patches, (height, width), patch_size, stride=patch_size).movedim(1, -1)
 
-    (patches,) = normal(seed, (batch, rows * columns, patch * patch * channels))
-    assert_same(lambda patches: unpatchify(patches, patch, height, width), fold, patches)
-    images = unpatchify(jnp.asarray(patches), patch, height, width)
-    np.testing.assert_array_equal(patchify(images, patch), patches)
+    (patches,) = normal(seed, (batch, rows * columns, patch_size * patch_size * channels))
+    assert_same(lambda patches: unpatchify(patches, patch_size, height, width), fold, patches)
+    images = unpatchify(jnp.asarray(patches), patch_size, height, width)
+    np.testing.assert_array_equal(patchify(images, patch_size), patches)
 
 
 @pytest.mark.parametrize("count, values, height", [(5, 12, 4), (4, 13, 4), (4, 12, 5)])

@@ -119,7 +119,7 @@ def test_logits_loss_and_gradients_are_those_of_the_published_model(pair):
     for name, parameter in pair.theirs.named_parameters():
         (begin,) = (begin for begin in names if name.startswith(begin))
         named[names[begin] + name.removeprefix(begin)] = parameter.grad.numpy()
-    wanted = convert(named, paligemma.PUBLISHED(pair.config), jax.eval_shape(lambda: gradients))
+    wanted = convert(named, paligemma.published(pair.module), jax.eval_shape(lambda: gradients))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), gradients, wanted)
 
 
@@ -174,7 +174,16 @@ def test_fields_left_out_have_the_defaults_of_transformers(kind):
         ({"text_config": {"model_type": "llama"}}, "a decoder of type 'llama'"),
         ({"text_config": {"hidden_act": "relu"}}, "the activation of the decoder is 'relu'"),
         ({"text_config": {"attention_bias": True}}, "attention_bias of the decoder is True"),
-        ({"text_config": {"model_type": "gemma2", "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}}, "layer_types"),
+        (
+            {
+                "text_config": {
+                    "model_type": "gemma2",
+                    "num_hidden_layers": 2,
+                    "layer_types": ["full_attention", "sliding_attention"],
+                }
+            },
+            "layer_types",
+        ),
         (
             {"text_config": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}},
             "rotary positions of the decoder are 'linear'",

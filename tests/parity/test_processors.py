@@ -3,12 +3,14 @@
 import io
 import string
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 siglip_images = pytest.importorskip("transformers.models.siglip.image_processing_pil_siglip")
 clip_images = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
 siglip_texts = pytest.importorskip("transformers.models.siglip.tokenization_siglip")
@@ -18,7 +20,11 @@ import sentencepiece
 
 from jaxdl import pretrained
 from jaxdl.data.image import ImageProcessor
+from jaxdl.data.location_tokens import WORDS
+from jaxdl.data.prompts import PromptProcessor
 from jaxdl.data.text import Tokenizer
+from jaxdl.models import TOKENIZERS, clip, paligemma, siglip, vit
+from jaxdl.models.gemma import Gemma
 
 EXACT = 1e-6
 """In units of the normalised image, where a grey level is at least 1/255."""
@@ -41,7 +47,7 @@ def test_siglips_images_are_equal(size, tmp_path):
     processor = siglip_images.SiglipImageProcessorPil(size={"height": 32, "width": 48})
     processor.save_pretrained(tmp_path)
     ours = ImageProcessor.from_pretrained(tmp_path)
-    assert ours == ImageProcessor.preset("siglip", (32, 48))
+    assert ours == siglip.image_processor((32, 48))
     image = picture(*size)
     np.testing.assert_allclose(ours(image), theirs(processor, image), atol=EXACT)
 
@@ -53,7 +59,7 @@ def test_clips_images_are_equal(size, shorter_side, crop, tmp_path):
     processor = clip_images.CLIPImageProcessorPil(size={"shortest_edge": shorter_side}, crop_size=crop_size)
     processor.save_pretrained(tmp_path)
     ours = ImageProcessor.from_pretrained(tmp_path)
-    assert ours == ImageProcessor.preset("clip", crop, shorter_side=shorter_side)
+    assert ours == clip.image_processor(crop, shorter_side=shorter_side)
     image = picture(*size)
     np.testing.assert_allclose(ours(image), theirs(processor, image), atol=EXACT)
 
@@ -83,8 +89,8 @@ def published(tmp_path_factory):
 
 def test_siglips_tokens_are_equal(published):
     tokenizer, directory, words = published
-    ours = Tokenizer.load(directory)
-    assert (ours.pad, ours.end, ours.length, ours.vocabulary) == (1, 1, 64, 200)
+    ours = pretrained.load_tokenizer(directory)
+    assert (ours.pad, ours.end, ours.length, ours.vocab_size) == (1, 1, 64, 200)
     known = st.lists(st.sampled_from(words), max_size=40).map(" ".join)
     # Theirs reads "</s>" in a caption as the end of the caption; ours takes a caption for a caption.
     anything = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=80)
@@ -100,9 +106,10 @@ def test_siglips_tokens_are_equal(published):
 
 def test_a_saved_tokenizer_is_the_published_one(published, tmp_path):
     _, directory, words = published
-    Tokenizer.load(directory).save(tmp_path)
+    """What transformers' class does without being told is told in what is saved."""
+    Tokenizer.load(directory, TOKENIZERS).save(tmp_path)
     texts = ["A photo of a cat.", "  Two, DOGS! ", "", " ".join(words)]
-    np.testing.assert_array_equal(Tokenizer.load(tmp_path)(texts), Tokenizer.load(directory)(texts))
+    np.testing.assert_array_equal(Tokenizer.load(tmp_path)(texts), pretrained.load_tokenizer(directory)(texts))
     again = siglip_texts.SiglipTokenizer.from_pretrained(str(tmp_path))
     np.testing.assert_array_equal(
         again(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"], Tokenizer.load(tmp_path)(texts)
@@ -124,4 +131,57 @@ def test_both_processors_come_from_one_directory(published, tmp_path):
     _, directory, _ = published
     siglip_images.SiglipImageProcessorPil().save_pretrained(directory)
     processor, tokenizer = pretrained.load_processors(directory)
-    assert processor == ImageProcessor.preset("siglip", 224) and tokenizer(["a cat"]).shape == (1, 64)
+    assert processor == siglip.image_processor(224) and tokenizer(["a cat"]).shape == (1, 64)
+
+
+TEXTS = ["a red ring left of a blue square", "two green rings", "it ends with </s> and <pad>"]
+
+
+@pytest.mark.parametrize("size", SIZES[1:3])
+@pytest.mark.parametrize(
+    "process",
+    [
+        siglip.image_processor((24, 40)),
+        vit.image_processor(32),
+        clip.image_processor((32, 24), shorter_side=40),
+        clip.image_processor(32),
+        ImageProcessor((16, 16), (0.13,), (0.31,)),
+    ],
+)
+def test_transformers_makes_the_same_of_an_image_by_a_processor_that_was_saved(process, size, tmp_path):
+    module = vit.ViT(4, 8, 1, 2, 3)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 16, 16, 3)))["params"]
+    pretrained.save_config(module, shapes, tmp_path, process=process)
+    assert pretrained.load_image_processor(tmp_path) == process
+    image = picture(*size)[..., : len(process.mean)]
+    theirs_too = theirs(transformers.AutoImageProcessor.from_pretrained(tmp_path), image)
+    np.testing.assert_allclose(process(image), theirs_too, atol=EXACT)
+
+
+def test_a_prompt_processor_that_was_saved_is_transformers_processor_and_ours(tmp_path):
+    tokenizer = Tokenizer.of_bytes(TEXTS, 300)
+    text = PromptProcessor.extending(tokenizer, 4, WORDS)
+    module = paligemma.PaliGemma(
+        siglip.VisionTower(8, 8, 1, 2, 8, head=False), Gemma(text.vocab_size, 8, 1, 2, 1, 4, 8), text.image_token
+    )
+    inputs = np.zeros((1, 16, 16, 3)), np.zeros((1, 5), int), np.zeros(1, int)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    process = siglip.image_processor(16)
+    pretrained.save_config(module, shapes, tmp_path, tokenizer=text, process=process)
+    again, words = pretrained.load_processors(tmp_path)
+    assert again == process and isinstance(words, PromptProcessor)
+    questions, answers = ["detect ring", "what is it?"], ["<loc0256><loc0000><loc1023><loc0512> ring", "a  <seg007> square"]
+    rows = text(questions, answers)
+    np.testing.assert_array_equal(words(questions, answers).tokens, rows.tokens)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path)
+    image = [[picture(20, 30)] for _ in questions]
+    made = processor(
+        images=image,
+        text=[f"<image>{each}" for each in questions],
+        suffix=answers,
+        return_tensors="np",
+        padding="longest",
+        padding_side="right",
+    )
+    np.testing.assert_array_equal(made["input_ids"], rows.tokens)
+    np.testing.assert_allclose(np.moveaxis(made["pixel_values"][0], 0, -1), process(picture(20, 30)), atol=EXACT)

@@ -16,12 +16,12 @@ from jaxdl.nn import Recurrent
 CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 
 
-def pair(cell, inputs, hidden, layers, bidirectional):
+def pair(cell, inputs, hidden, num_layers, bidirectional):
     """The same network twice, with torch's initial weights."""
     build = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}.get(cell, torch.nn.RNN)
     options = {"nonlinearity": cell[4:]} if cell.startswith("rnn") else {}
-    theirs = build(inputs, hidden, layers, batch_first=True, bidirectional=bidirectional, **options)
-    return Recurrent(hidden, cell, layers, bidirectional), theirs
+    theirs = build(inputs, hidden, num_layers, batch_first=True, bidirectional=bidirectional, **options)
+    return Recurrent(hidden, cell, num_layers, bidirectional), theirs
 
 
 def params_of(cell, theirs, read):
@@ -56,12 +56,15 @@ def gradients(cell, theirs):
     return params
 
 
-def compare(cell, inputs, hidden, layers, bidirectional, batch, length, lengths, seed):
+def compare(cell, inputs, hidden, num_layers, bidirectional, batch, length, lengths, seed):
     torch.manual_seed(seed)
-    ours, theirs = pair(cell, inputs, hidden, layers, bidirectional)
+    ours, theirs = pair(cell, inputs, hidden, num_layers, bidirectional)
     states, directions = 1 + (cell == "lstm"), 1 + bidirectional
     x, weight, *rest = normal(
-        seed, (batch, length, inputs), (batch, length, directions * hidden), *[(layers * directions, batch, hidden)] * 2 * states
+        seed,
+        (batch, length, inputs),
+        (batch, length, directions * hidden),
+        *[(num_layers * directions, batch, hidden)] * 2 * states,
     )
     start, pull = rest[:states], rest[states:]
 
@@ -99,10 +102,10 @@ def compare(cell, inputs, hidden, layers, bidirectional, batch, length, lengths,
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("num_layers", "bidirectional"), [(1, False), (2, True)])
 @pytest.mark.parametrize("packed", [False, True])
-def test_values_states_and_gradients(cell, layers, bidirectional, packed):
-    compare(cell, 3, 4, layers, bidirectional, 3, 6, np.asarray([4, 1, 6]) if packed else None, seed=0)
+def test_values_states_and_gradients(cell, num_layers, bidirectional, packed):
+    compare(cell, 3, 4, num_layers, bidirectional, 3, 6, np.asarray([4, 1, 6]) if packed else None, seed=0)
 
 
 @shapes

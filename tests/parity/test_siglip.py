@@ -133,7 +133,7 @@ def test_the_gradient_of_every_parameter_is_equal(pair):
     pair.run_theirs(pair.theirs, return_loss=True).loss.backward()
     theirs = {name: parameter.grad.numpy() for name, parameter in pair.theirs.named_parameters()}
     # The table is linear in the tensors, so what maps weights maps gradients too.
-    expected = convert(theirs, siglip.PUBLISHED, jax.eval_shape(lambda: pair.params))
+    expected = convert(theirs, siglip.published(pair.module), jax.eval_shape(lambda: pair.params))
     chex.assert_trees_all_close(jax.jit(jax.grad(loss))(pair.params), expected, atol=GRADIENT, rtol=GRADIENT)
 
 
@@ -188,7 +188,7 @@ def test_a_misshapen_tensor_is_named(directory, tmp_path, name):
 
 
 def test_many_faults_are_counted_not_listed(directory, tmp_path):
-    with pytest.raises(UserError, match=r"and \d+ more; fetch") as error:
+    with pytest.raises(UserError, match=r"and \d+ more; give a directory") as error:
         pretrained.load(edited(directory, tmp_path, lambda tensors: [tensors.pop(name) for name in list(tensors)[:-1]]))
     assert str(error.value).count("is missing") == 10 and "\n" not in str(error.value)
 

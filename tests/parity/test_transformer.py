@@ -30,7 +30,7 @@ from jaxdl.nn import (
     stack_blocks,
     token_positions,
 )
-from jaxdl.weights import Table, convert, dense, norm, packed_attention, unchanged
+from jaxdl.weights import TRANSPOSED, UNCHANGED, Table, convert, dense, norm, packed_attention
 
 F = torch.nn.functional
 
@@ -162,13 +162,13 @@ def gemma():
 _LAYER = r"layers.\1"
 DECODER = Table(
     {
-        r"block_(\d+)/attention/(query|key|value|out)/kernel": (_LAYER + r".self_attn.\2_proj.weight", np.transpose),
-        r"block_(\d+)/attention_norm/scale": (_LAYER + ".input_layernorm.weight", unchanged),
-        r"block_(\d+)/feed_forward_norm/scale": (_LAYER + ".post_attention_layernorm.weight", unchanged),
-        r"block_(\d+)/feed_forward/gate/kernel": (_LAYER + ".mlp.gate_proj.weight", np.transpose),
-        r"block_(\d+)/feed_forward/expand/kernel": (_LAYER + ".mlp.up_proj.weight", np.transpose),
-        r"block_(\d+)/feed_forward/contract/kernel": (_LAYER + ".mlp.down_proj.weight", np.transpose),
-        "norm/scale": ("norm.weight", unchanged),
+        r"block_(\d+)/attention/(query|key|value|out)/kernel": (_LAYER + r".self_attn.\2_proj.weight", TRANSPOSED),
+        r"block_(\d+)/attention_norm/scale": (_LAYER + ".input_layernorm.weight", UNCHANGED),
+        r"block_(\d+)/feed_forward_norm/scale": (_LAYER + ".post_attention_layernorm.weight", UNCHANGED),
+        r"block_(\d+)/feed_forward/gate/kernel": (_LAYER + ".mlp.gate_proj.weight", TRANSPOSED),
+        r"block_(\d+)/feed_forward/expand/kernel": (_LAYER + ".mlp.up_proj.weight", TRANSPOSED),
+        r"block_(\d+)/feed_forward/contract/kernel": (_LAYER + ".mlp.down_proj.weight", TRANSPOSED),
+        "norm/scale": ("norm.weight", UNCHANGED),
     }
 )
 
@@ -253,5 +253,5 @@ def test_attention_pooling_is_torchs_attention_of_a_probe(batch, length, heads, 
             return y + self.linear2(F.gelu(self.linear1(self.norm(y)), approximate="tanh"))
 
     layer, module = shaken(Head()), AttentionPooling(heads, hidden)
-    rows = {"probe": ("probe", unchanged), **packed_attention("attention", "attention"), **norm("norm", "norm"), **FEED_FORWARD}
+    rows = {"probe": ("probe", UNCHANGED), **packed_attention("attention", "attention"), **norm("norm", "norm"), **FEED_FORWARD}
     assert_equal(module.apply, layer, layer, Table(rows), module, *normal(seed, (batch, length, width)))

@@ -114,7 +114,7 @@ def test_biases_of_queries_keys_and_values_may_be_missing(tmp_path):
     model = published(qkv_bias=False, num_labels=2)
     model.save_pretrained(tmp_path)
     module, params = pretrained.load(tmp_path)
-    assert module.classes == 2 and "bias" not in params["encoder"]["block_0"]["attention"]["query"]
+    assert module.num_classes == 2 and "bias" not in params["encoder"]["block_0"]["attention"]["query"]
     given = images(12, 12)
     wanted = model(torch.tensor(given.transpose(0, 3, 1, 2))).logits.detach()
     np.testing.assert_allclose(module.apply({"params": params}, jnp.asarray(given)).logits, wanted, rtol=1e-5, atol=1e-5)
@@ -130,7 +130,7 @@ def test_a_model_without_a_head_gives_features_and_adapts_to_classes(tmp_path):
     wanted = model(torch.tensor(given.transpose(0, 3, 1, 2))).last_hidden_state[:, 0].detach()
     assert out.logits is None
     np.testing.assert_allclose(out.features, wanted, rtol=1e-5, atol=1e-5)
-    module, params = vit.adapt(module, params, classes=7)
+    module, params = vit.adapt(module, params, num_classes=7)
     out = module.apply({"params": params}, jnp.asarray(given))
     np.testing.assert_array_equal(out.logits, np.zeros((3, 7)))
     np.testing.assert_allclose(out.features, wanted, rtol=1e-5, atol=1e-5)
@@ -194,13 +194,13 @@ def test_a_variant_is_a_published_configuration(name):
     row = vit.VARIANTS[name]
     config = transformers.ViTConfig(
         hidden_size=row.width, num_hidden_layers=row.depth, num_attention_heads=row.num_heads, intermediate_size=4 * row.width,
-        patch_size=row.patch, num_labels=1000,
+        patch_size=row.patch_size, num_labels=1000,
     )  # fmt: skip
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in transformers.ViTForImageClassification(config).parameters())
-    module = vit.ViT.variant(name, classes=1000)
+    module = vit.ViT.variant(name, num_classes=1000)
     shapes = jax.eval_shape(module.clone(scan=True).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
     ours, _ = vit.from_config(config.to_dict())
-    same = dict(eps=module.eps, hidden=None)
+    same = dict(eps=module.eps, mlp_dim=None)
     assert dataclasses.replace(ours, **same) == module

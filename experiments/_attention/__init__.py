@@ -1,1 +1,0 @@
-"""The parts of `experiments.flash_attention`: `shapes` is what is computed, `implementations` by whom, `timing` how long it takes, `goals` what that is held against, `report` how it is shown, `tuning` which tiles the Hopper kernel should have."""

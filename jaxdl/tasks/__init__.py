@@ -1,0 +1,1 @@
+"""What families of one purpose share: batches, evaluation, pictures."""

@@ -1,0 +1,1 @@
+"""Attention measured: `shapes` is what is computed, `implementations` by whom, `errors` how exactly, `timing` how fast, `measure` all of it at one shape, `goals` what that is held against, `report` how it is shown, `tuning` which tiles the Hopper kernel should have. `experiments.flash_attention` is the command."""
