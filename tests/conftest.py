@@ -1,11 +1,13 @@
 """What all tests share: shapes are checked at run time, programs are compiled quickly and kept, no test asks the network, and each family has its time."""
 
+import contextlib
 import importlib.metadata
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,12 +16,11 @@ os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "jaxdl-tests-xla"))
 # Almost all programs of tests run once and for milliseconds, and take much longer to compile. Tests marked `optimized` are of speed, of memory, or of the last digit.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if importlib.metadata.version("jaxlib").startswith(
-    "0.10."
-):  # Later ones know no way but the slower one, and end at a flag that they do not know.
-    os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1".strip()
-    )
+# Later versions know no way but the slower one, and end at a flag that they do not know.
+QUICKER = importlib.metadata.version("jaxlib").startswith("0.10.")
+if QUICKER:
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 
 from jaxtyping import install_import_hook
 
@@ -29,6 +30,7 @@ import hypothesis_profiles  # noqa: F401, registers them
 import jax
 import numpy as np
 import pytest
+from jax._src import compiler
 from PIL import Image
 
 from jaxdl.launch import take_wide_vectors
@@ -49,21 +51,41 @@ def _core_seconds() -> float:
     return sum(os.times()[:4])
 
 
+@contextlib.contextmanager
+def _optimized() -> Iterator[None]:
+    """Programs are compiled as XLA compiles them by default."""
+    quick, options = jax.config.read("jax_disable_most_optimizations"), compiler.get_compile_options
+    default = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32} if QUICKER else {}
+
+    def default_options(*given: Any, env_options_overrides: dict[str, Any] | None = None, **more: Any) -> Any:
+        return options(*given, env_options_overrides=default | (env_options_overrides or {}), **more)
+
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    compiler.get_compile_options = default_options
+    try:
+        yield
+    finally:
+        compiler.get_compile_options = options
+        jax.config.update("jax_disable_most_optimizations", quick)
+        jax.clear_caches()
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """Tests see one device, or all of them where they are marked `eight_devices`, and have optimized programs where they are marked so. When a group of tests ends, its programs go: those of all would be several GB."""
     global _spent
     _spent = _core_seconds()
-    quick = jax.config.read("jax_disable_most_optimizations")
-    jax.devices = _all_devices if item.get_closest_marker("eight_devices") else lambda *given: _all_devices(*given)[:1]
-    jax.config.update(
-        "jax_disable_most_optimizations", quick and not (item.get_closest_marker("optimized") or item.get_closest_marker("aot"))
+    eight, optimized = (
+        item.get_closest_marker("eight_devices"),
+        item.get_closest_marker("optimized") or item.get_closest_marker("aot"),
     )
+    jax.devices = _all_devices if eight else lambda *given: _all_devices(*given)[:1]
     try:
-        return (yield)
+        with _optimized() if optimized else contextlib.nullcontext():
+            return (yield)
     finally:
         jax.devices = _all_devices
-        jax.config.update("jax_disable_most_optimizations", quick)
         if nextitem is None or nextitem.get_closest_marker("xdist_group").args != item.get_closest_marker("xdist_group").args:
             jax.clear_caches()
 

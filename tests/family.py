@@ -85,7 +85,7 @@ class Family:
     metrics: Collection[str]
     """Of the result of such a run."""
     figures: Collection[str]
-    """The names of its pictures. Learning curves are not among them: two steps are one point."""
+    """The names of its figures, beside learning curves, which every training leaves."""
     learner: Learner | None = None
     reference: Reference | None = None
     refused: Sequence[tuple[Mapping[str, Any], str]] = ()
@@ -93,7 +93,7 @@ class Family:
     presets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Values with which every preset can be built here and soon, beside `data`, and no `init`."""
     data: Callable[[Path], str] | None = None
-    """Writes a few data of the kind into a folder, and returns their name. Where it is None, those of the default preset are few."""
+    """Writes a few data of the kind into a folder, and returns their name. None: those of the default preset are few."""
 
     @property
     def trains(self) -> bool:

@@ -1,6 +1,7 @@
 """The smallest experiment that trains, measures and draws, for what happens to a run as a process: `python -m tests.toy`."""
 
 import dataclasses
+import time
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,17 +17,32 @@ from jaxdl.training import Aux, Run, configured, setup_training, train
 
 
 class Classifier(nn.Module):
-    """A hidden layer with dropout, so that a run has randomness of its own."""
+    """A hidden layer, with dropout so that a run has randomness of its own."""
 
     @nn.compact
     def __call__(self, x, *, train=False):
-        x = nn.relu(nn.Dense(32)(x))
+        x = nn.relu(nn.Dense(256)(x))
         return nn.Dense(3)(nn.Dropout(0.2, deterministic=not train)(x))
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(launch.Config):
-    """The fields that all experiments have."""
+    """The fields that all experiments have, and one."""
+
+    pause: float = 0.0
+    """Seconds before each step, so that what happens from outside happens between two steps."""
+
+
+class Unhurried:
+    """Batches that take their time."""
+
+    def __init__(self, batches, seconds: float):
+        self.batches, self.seconds = batches, seconds
+        self.get_state, self.set_state = batches.get_state, batches.set_state
+
+    def __next__(self):
+        time.sleep(self.seconds)
+        return next(self.batches)
 
 
 def main(config: Config, run: Run) -> dict:
@@ -54,10 +70,11 @@ def main(config: Config, run: Run) -> dict:
         configured(config, objective, optax.adam),
         init=lambda key: module.init(key, jnp.asarray(features[:1])),
     )
-    return train(run, step, state, run.batches(source, transform), evaluate=evaluate, show=show)
+    batches = Unhurried(run.batches(source, transform), config.pause)
+    return train(run, step, state, batches, evaluate=evaluate, show=show)
 
 
-PRESETS = {"default": Config(data="builtin:iris", steps=120, batch_size=4, learning_rate=0.01, evaluate_every=60)}
+PRESETS = {"default": Config(data="builtin:iris", steps=120, batch_size=16, learning_rate=0.01, evaluate_every=60)}
 EXPERIMENT = launch.Experiment(main, PRESETS, field="first principles", summary="A toy.", paper="None.", minutes=1, expects={})
 
 if __name__ == "__main__":

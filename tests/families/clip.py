@@ -6,7 +6,7 @@ import numpy as np
 from family import Family, Learner, Reference, descend, normal
 
 from experiments import clip
-from families.siglip import METRICS, SIZES, TINY
+from families.siglip import FIGURES, METRICS, SIZES, TINY
 from jaxdl.losses import softmax_loss
 from jaxdl.models.clip import CLIP, TextTower, VisionTower
 from jaxdl.tasks.image_text import objective
@@ -24,7 +24,7 @@ FAMILY = Family(
     clip.EXPERIMENT,
     tiny=TINY,
     metrics=METRICS,
-    figures={"similarity", "image_to_text", "text_to_image"},
+    figures=FIGURES,
     learner=Learner(
         CLIP(VisionTower(patch_size=4, features=32, **SIZES), TextTower(vocab_size=20, features=32, end=END, **SIZES)),
         {"image": normal(8, 8, 3), "tokens": texts},
@@ -36,7 +36,6 @@ FAMILY = Family(
         "AutoModel",
         lambda model, image, tokens: model(input_ids=tokens.long(), pixel_values=image.movedim(-1, 1)).logits_per_image,
     ),
-    presets=dict(vocab_size=300),
-    data=lambda folder: "builtin:digits",
+    presets=dict(data="builtin:digits", vocab_size=300),
     refused=[(dict(num_heads=3), "cannot be split into 3 heads")],
 )

@@ -4,8 +4,8 @@ from family import Family
 
 from experiments import normalization
 
-_SIZES = dict(batch_size=4, small_batch=2, seeds=1, factors=(1.0,), width=4, depth=1)
-_CELLS = [f"{norm}/batch_{size}" for norm in normalization.NORMS for size in (4, 2)]
+_SIZES = dict(batch_size=4, small_batch=4, seeds=1, factors=(1.0,), width=4, depth=1)
+_CELLS = [f"{norm}/batch_4" for norm in normalization.NORMS]
 
 FAMILY = Family(
     normalization.EXPERIMENT,

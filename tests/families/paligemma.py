@@ -59,6 +59,6 @@ FAMILY = Family(
         lambda module, layout: [descend(functools.partial(paligemma.objective, module), frozen=Frozen("^vision/", steps=1))],
     ),
     reference=Reference("AutoModelForImageTextToText", logits),
-    presets=dict(pretrain=0, steps=2),
+    presets=dict(pretrain=0, steps=2, eval_examples=4),
     refused=[(dict(num_heads=3), "cannot be split into 3 heads"), (dict(ask=("a.png",)), "at least one question")],
 )

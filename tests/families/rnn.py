@@ -21,7 +21,7 @@ FAMILY = Family(
     rnn.EXPERIMENT,
     tiny=dict(hidden=8, batch_size=8, length=8, compare=False),
     metrics={"test_accuracy", "majority_accuracy", "naive_bayes_accuracy", "test_macro_f1", "naive_bayes_macro_f1"},
-    figures={"confusion", "prefix_predictions"},
+    figures={"confusion", "reading"},
     learner=Learner(
         SequenceModel(Recurrent(32, "lstm"), features=5, mode="n:n"),
         {"symbols": symbols, "targets": integers(5, 6), "counts": repeated(True, True, False, True, True, True)},

@@ -18,11 +18,13 @@ METRICS = {f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") 
     f"zero_shot_accuracy{kind}" for kind in ("", "_color", "_shape")
 }
 
+FIGURES = {"similarity", "image_to_text", "text_to_image", "zero_shot_color", "zero_shot_shape"}
+
 FAMILY = Family(
     siglip.EXPERIMENT,
     tiny=TINY,
     metrics=METRICS,
-    figures={"similarity", "image_to_text", "text_to_image"},
+    figures=FIGURES,
     learner=Learner(
         SigLIP(VisionTower(patch_size=4, **SIZES), TextTower(vocab_size=20, features=32, **SIZES)),
         {"image": normal(8, 8, 3), "tokens": integers(20, 6)},
@@ -34,7 +36,6 @@ FAMILY = Family(
         "AutoModel",
         lambda model, image, tokens: model(input_ids=tokens.long(), pixel_values=image.movedim(-1, 1)).logits_per_image,
     ),
-    presets=dict(vocab_size=300),
-    data=lambda folder: "builtin:digits",
+    presets=dict(data="builtin:digits", vocab_size=300),
     refused=[(dict(num_heads=3), "cannot be split into 3 heads")],
 )

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -21,10 +22,18 @@ TWO_STEPS = dict(steps=2, evaluate_every=2)
 
 
 @pytest.fixture(scope="module")
-def run(family, tmp_path_factory) -> Path:
+def smallest(family, tmp_path_factory) -> dict[str, Any]:
+    """Values of a config with which a run takes no time, beside those of the family."""
+    if not family.trains:
+        return {}
+    return dict(TWO_STEPS, data=family.some_data(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def run(family, smallest, tmp_path_factory) -> Path:
     """The folder of the newcomer's command, with so few steps and so small a model that it takes no time."""
     workdir = tmp_path_factory.mktemp(family.name)
-    flags = family.flags(**TWO_STEPS, checkpoint_every=1) if family.trains else family.flags()
+    flags = family.flags(**smallest, **dict(checkpoint_every=1) if family.trains else {})
     command = [sys.executable, "-m", f"experiments.{family.name}", "--workdir", str(workdir), *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
@@ -39,19 +48,19 @@ def test_the_command_leaves_its_metrics_and_its_figures(family, run):
     found = result(run)
     assert found["experiment"] == family.name
     assert found.get("metrics", {}).keys() == set(family.metrics)
-    assert {path.stem for path in (run / "figures").iterdir()} == set(family.figures)
-    left = {"metrics.jsonl", "checkpoints", "tensorboard"} if family.trains else set()
+    curves, left = ({"learning_curves"}, {"metrics.jsonl", "checkpoints", "tensorboard"}) if family.trains else (set(), set())
+    assert {path.stem for path in (run / "figures").iterdir()} == {*family.figures, *curves}
     assert {"config.json", *left} <= {path.name for path in run.iterdir()}
 
 
 @pytest.mark.needs("trains")
-def test_a_run_that_is_killed_goes_on_and_ends_with_the_bits_of_one_that_is_not(family, run, tmp_path):
+def test_a_run_that_is_killed_goes_on_and_ends_with_the_bits_of_one_that_is_not(family, smallest, run, tmp_path):
     """As a kill after the first of its two checkpoints would have left it. Runs that are really killed are in tests/training."""
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
     (tmp_path / "result.json").unlink()
     for later in ("checkpoints/2", "figures", "tensorboard"):
         shutil.rmtree(tmp_path / later)
-    found = launch.run(family.experiment, family.config(**TWO_STEPS), tmp_path)
+    found = launch.run(family.experiment, family.config(**smallest), tmp_path)
     for part in ("parameters_sha256", "metrics"):
         assert found[part] == result(run)[part]
     rows = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -59,9 +68,9 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_the_bits_of_one_that_is_not(
 
 
 @pytest.mark.needs("trains")
-def test_a_saved_run_tells_the_config_that_it_was_begun_with(family, run):
+def test_a_saved_run_tells_the_config_that_it_was_begun_with(family, smallest, run):
     saved = load_run(run, family.experiment.config_class)
-    config = family.config(**TWO_STEPS)
+    config = family.config(**smallest)
     questions = {field.name: field.default for field in dataclasses.fields(config) if not field.metadata.get("identity", True)}
     assert (saved.experiment, saved.config) == (family.name, dataclasses.replace(config, **questions))
     assert jax.tree.leaves(saved.variables["params"])
@@ -78,7 +87,7 @@ class Built(Exception):
 
 
 @pytest.mark.needs("trains")
-def test_every_preset_builds_its_model(family, tmp_path, monkeypatch):
+def test_every_preset_builds_its_model(family, smallest, tmp_path, monkeypatch):
     """As far as the state at step 0, of which only shapes are made: the largest takes no memory."""
     init_state = training.init_state
 
@@ -88,10 +97,9 @@ def test_every_preset_builds_its_model(family, tmp_path, monkeypatch):
     for owner in (jaxdl.training.setup, sys.modules[family.experiment.main.__module__]):
         if hasattr(owner, "init_state"):
             monkeypatch.setattr(owner, "init_state", abstract)
-    data = family.some_data(tmp_path)
     for name, config in family.experiment.presets.items():
         with pytest.raises(Built) as built:
-            launch.run(family.experiment, here(family, config, data), tmp_path / name)
+            launch.run(family.experiment, here(family, config, smallest["data"]), tmp_path / name)
         assert jax.tree.leaves(built.value.args[0].params), name
 
 
@@ -111,7 +119,7 @@ def test_help_names_every_flag_and_every_preset(family, capsys):
     assert [preset for preset in family.experiment.presets if preset not in text] == []
 
 
-def mistakes(family: Family, data: str) -> list[tuple[list[str], str]]:
+def mistakes(family: Family, smallest: dict[str, Any]) -> list[tuple[list[str], str]]:
     """Arguments, and a part of what is said about them."""
     found = [
         (["--seeed", "3"], "--seed"),
@@ -119,16 +127,14 @@ def mistakes(family: Family, data: str) -> list[tuple[list[str], str]]:
         (["--seed", "many"], "--seed"),
         (["--preset", "defualt"], "did you mean 'default'"),
     ]
-    values = dict(TWO_STEPS, data=data) if data else {}
-    if data:
+    if smallest.get("data"):
         found += [(["--data", "folder:/nowhere/at/all"], "/nowhere/at/all"), (["--data", "builtin:nothing"], "'nothing'")]
-    return found + [(family.flags(**{**values, **refused}), said) for refused, said in family.refused]
+    return found + [(family.flags(**{**smallest, **refused}), said) for refused, said in family.refused]
 
 
-def test_a_mistake_ends_with_one_line_and_status_2(family, tmp_path, capsys, monkeypatch):
+def test_a_mistake_ends_with_one_line_and_status_2(family, smallest, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(launch.Experiment, "set_up", lambda experiment, config: None)
-    data = family.some_data(tmp_path) if family.trains else ""
-    for number, (arguments, said) in enumerate(mistakes(family, data)):
+    for number, (arguments, said) in enumerate(mistakes(family, smallest)):
         with pytest.raises(SystemExit) as ended:
             launch.launch(family.experiment, ["--workdir", str(tmp_path / str(number)), *arguments])
         error = capsys.readouterr().err.strip()

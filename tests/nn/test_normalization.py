@@ -124,6 +124,7 @@ def test_a_mean_far_above_the_deviation_survives():
 
 
 @pytest.mark.parametrize("offset", [0, 3, 100])
+@pytest.mark.optimized
 def test_the_gradient_is_the_papers_wherever_the_mean_lies(offset):
     """One pass or two over the values, the gradient is `(g − E[g] − y E[g y]) / deviation`."""
     random = np.random.default_rng(0)
