@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -37,15 +38,13 @@ def exit_statuses() -> Iterator[None]:
         _end(str(interrupted), 128 + interrupted.signal_number)
     except KeyboardInterrupt:
         _end("interrupted; what was saved stands, and the same command goes on from there", 128 + signal.SIGINT)
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        _end(
-            f"error: another process of this run ended or cannot be reached ({str(error).splitlines()[0][:200]}); "
-            "the last whole checkpoint stands: look at the other processes' messages, then start all of them again with the same command",
-            FAILURE,
-        )
     except Exception as error:
+        if jax.process_count() > 1 and _is_of_the_backend(error):
+            _end(
+                f"error: another process of this run ended or cannot be reached ({str(error).splitlines()[0][:200]}); "
+                "the last whole checkpoint stands: look at the other processes' messages, then start all of them again with the same command",
+                FAILURE,
+            )
         if not _disk_is_full(error):
             raise
         _end(
@@ -67,6 +66,11 @@ def end_at_once(line: str, status: int) -> NoReturn:
     print(" ".join(line.split()), file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(status)
+
+
+def _is_of_the_backend(error: Exception) -> bool:
+    """Whether it is a failure of XLA or of what carries data between processes, which jax lets through as a `ValueError` that begins with a status."""
+    return isinstance(error, jax.errors.JaxRuntimeError) or re.match(r"[A-Z_]+: ", str(error)) is not None
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
