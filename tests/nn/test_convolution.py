@@ -79,6 +79,7 @@ def test_same_padding_is_xlas(length, size, stride, dilation):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("width, size, groups", [(1, 3, 1), (1, 7, 1), (2, 1, 1), (3, 3, 1), (1, 3, 4), (2, 3, 2)])
 def test_the_fastest_way_has_all_derivatives_forward_and_backward(width, size, groups):
     x, kernel = random(2, 5, 6, width * groups), random(size, size, width, 4)

@@ -46,6 +46,7 @@ PAIRS = {
 POINTS = np.float32([*np.linspace(-12, 12, 97), -30, 30, -100, 100, -1e4, 1e4])  # −3, 0 and 3 are among them.
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", PAIRS)
 def test_values_and_gradients_from_kink_to_extreme(name):
     ours, theirs = PAIRS[name]
