@@ -12,6 +12,7 @@ from jaxdl import figures
 from jaxdl.data import LABELLED_IMAGES, Cached, LabelledImage, Source, evenly_spaced
 from jaxdl.data.image import ImageProcessor, decode
 from jaxdl.metrics import accuracy, classify
+from jaxdl.tasks.memory import Latest
 from jaxdl.training import Report, Run
 
 FITTED = 10_000
@@ -51,15 +52,12 @@ class Classification:
         """`apply(variables, images)` gives the logits of images as `process` prepares them."""
         self.held_out, self.process = held_out, process
         self._run, self._predict = run, run.layout.inference(apply)
-        self._variables: PyTree = None
+        self.scores = Latest(self._scores)
+        """`(variables)` to the logits of all held-out images, and their labels; computed once for the same variables."""
 
-    def scores(self, variables: PyTree) -> tuple[Float[np.ndarray, "B C"], Int[np.ndarray, "B"]]:
-        """The logits of all held-out images, and their labels; computed once for the same variables."""
-        if self._variables is not variables:
-            prepared = ((self.process(example.image), example.label) for example in self.held_out)
-            self._scores = classify(functools.partial(self._predict, variables), prepared)
-            self._variables = variables
-        return self._scores
+    def _scores(self, variables: PyTree) -> tuple[Float[np.ndarray, "B C"], Int[np.ndarray, "B"]]:
+        prepared = ((self.process(example.image), example.label) for example in self.held_out)
+        return classify(functools.partial(self._predict, variables), prepared)
 
     def answer(self, files: Sequence[str]) -> Callable[[PyTree], None] | None:
         """What says of image files which classes are the likeliest, for `train`; None where no file is asked about. Raises `UserError` for what is no image, before anything is trained."""

@@ -11,10 +11,12 @@ from grain import DatasetIterator
 from jaxtyping import Array, Key, PyTree
 
 from jaxdl import figures
-from jaxdl.data import ANNOTATED_IMAGES, AnnotatedImage, Boxes, Cached, Image, Source, evenly_spaced, pad, report_left_out
+from jaxdl.data import AnnotatedImage, Boxes, Image, Source, evenly_spaced, pad
 from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError
 from jaxdl.metrics import Detections, average_precision, constant_detections
+from jaxdl.tasks.annotated import open_annotated
+from jaxdl.tasks.memory import Latest
 from jaxdl.training import Report, Run
 
 Example = TypeVar("Example", bound=Image)
@@ -40,19 +42,7 @@ class DetectionFields:
 
 def open_boxes(run: Run, **options: Any) -> tuple[Source[AnnotatedImage], Source[AnnotatedImage]]:
     """The images to train on and those held out, as the run's config names them; each is decoded once. Of a folder those are left out whose boxes nobody has drawn; in other data all images have the same annotations. An image in which there is nothing has no boxes, but stays. `options` are those of `ANNOTATED_IMAGES`. Raises `UserError` for data that is not there, or has no boxes."""
-    config = run.config
-    options |= dict(data_dir=config.data_dir, resolution=config.resolution)
-    opened = []
-    for source in ANNOTATED_IMAGES.open(config.data, config.eval_data, **options):
-        if source.info.spec.startswith("folder:"):
-            source = source.where(lambda example: example.boxes is not None, "have no boxes")
-        if not len(source) or source.annotations(0).boxes is None:
-            raise UserError(f"{source.info.spec}: its images have no boxes: choose other data")
-        opened.append(source)
-    for line in report_left_out(*opened):
-        run.say(line)
-    train, held_out = opened
-    return Cached(train), Cached(held_out)
+    return open_annotated(run, lambda example, classes: example.boxes is not None, "have no boxes", **options)
 
 
 def letterbox(example: Example, size: tuple[int, int]) -> Example:
@@ -114,15 +104,13 @@ class Detection:
         self.images = [prepare.place(example) for example in evenly_spaced(held_out, count)]
         self.true = [image.boxes for image in self.images]
         self._detect = run.layout.inference(detect, batch_size)
-        self._variables: PyTree = None
+        self.found = Latest(self._found)
+        """`(variables)` to what is found in each image; computed once for the same variables."""
 
-    def found(self, variables: PyTree) -> list[Detections]:
-        """What is found in each image; computed once for the same variables."""
-        if self._variables is not variables:
-            found = self._detect(variables, (self.prepare.process(image.image) for image in self.images))
-            columns = (found["xyxy"].astype(np.float32), found["labels"], found["scores"].astype(np.float32))
-            self._found, self._variables = [Detections(*row) for row in zip(*columns)], variables
-        return self._found
+    def _found(self, variables: PyTree) -> list[Detections]:
+        found = self._detect(variables, (self.prepare.process(image.image) for image in self.images))
+        columns = (found["xyxy"].astype(np.float32), found["labels"], found["scores"].astype(np.float32))
+        return [Detections(*row) for row in zip(*columns)]
 
     def evaluate(self, variables: PyTree, key: Key[Array, ""]) -> Report:
         """`ap`, `ap50`, `ap75` and `recall`, as COCO defines them (`jaxdl.metrics.AveragePrecision`)."""

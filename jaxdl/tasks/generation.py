@@ -20,6 +20,7 @@ from jaxdl.errors import UserError
 from jaxdl.losses import cross_entropy
 from jaxdl.metrics import accuracy, classify, frechet_distance, inception_score, kernel_distance, precision_recall
 from jaxdl.models.lenet import LeNet
+from jaxdl.tasks.memory import Latest
 from jaxdl.training import Aux, Layout, Report, Run, Update, init_state, make_step, to_host
 
 if TYPE_CHECKING:
@@ -109,17 +110,14 @@ class ImageGeneration:
         bounds = self._measure(self._images(other), other if conditions else None)
         self._bounds = {f"real_{name}": value for name, value in bounds.items()}
         self._draw = run.layout.sample(sample, batch_size)
-        self._variables: PyTree = None
+        self.samples = Latest(self._drawn)
+        """`(variables, key)` to the images that are measured; drawn once for the same variables."""
 
     def _images(self, examples: Any) -> Images:
         return np.stack([self.process.resize(example.image) for example in examples])
 
-    def samples(self, variables: PyTree, key: Key[Array, ""]) -> Images:
-        """The images that are measured; drawn once for the same variables."""
-        if self._variables is not variables:
-            drawn = self._draw(variables, key, self.count, **self._conditions)
-            self._samples, self._variables = self.process.unprocess(drawn), variables
-        return self._samples
+    def _drawn(self, variables: PyTree, key: Key[Array, ""]) -> Images:
+        return self.process.unprocess(self._draw(variables, key, self.count, **self._conditions))
 
     def evaluate(self, variables: PyTree, key: Key[Array, ""]) -> Report:
         """`frechet_distance`, `kernel_distance`, `precision`, `recall`; with a judge `inception_score`, `class_histogram_distance` (total variation, from 0 to 1), and of conditional samples `as_asked`, the share that is what was asked for; with images that were learned from `copies`, the share that is nearer to one of them than all but 1 % of these are to each other. As `real_NAME`, the same of real images."""

@@ -16,6 +16,7 @@ from jaxdl.data.images import template_captions
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
 from jaxdl.metrics import accuracy, recall_at
+from jaxdl.tasks.memory import Latest
 from jaxdl.training import Layout, Report
 
 
@@ -138,15 +139,12 @@ class Matching:
     def __init__(self, embed: Embedder, held_out: Source[CaptionedImage], eval_examples: int):
         self.embed = embed
         self.retrieval, self.tasks = Retrieval.among(held_out, eval_examples), zero_shot_tasks(held_out)
-        self._variables: PyTree = None
+        self.scores = Latest(self._scores)
+        """`(variables)` to the similarities of retrieval, if there is any, and the scores of each task; computed once for the same variables."""
 
-    def scores(self, variables: PyTree) -> tuple[Float[np.ndarray, "I I"] | None, list[Float[np.ndarray, "_ _"]]]:
-        """The similarities of retrieval, if there is any, and the scores of each task; computed once for the same variables."""
-        if self._variables is not variables:
-            similarity = self.retrieval and self.retrieval.similarity(self.embed, variables)
-            self._scores = similarity, [task.scores(self.embed, variables) for task in self.tasks]
-            self._variables = variables
-        return self._scores
+    def _scores(self, variables: PyTree) -> tuple[Float[np.ndarray, "I I"] | None, list[Float[np.ndarray, "_ _"]]]:
+        similarity = self.retrieval and self.retrieval.similarity(self.embed, variables)
+        return similarity, [task.scores(self.embed, variables) for task in self.tasks]
 
     def evaluate(self, variables: PyTree, key: Key[Array, ""]) -> Report:
         """Recall in both directions, and zero-shot accuracy with its parts, as far as the data allows."""

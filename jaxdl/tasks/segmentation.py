@@ -14,6 +14,7 @@ from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError
 from jaxdl.metrics import IGNORE, class_counts, mean_dice, mean_iou, pixel_accuracy
 from jaxdl.tasks.detection import open_boxes
+from jaxdl.tasks.memory import Latest
 from jaxdl.training import Report, Run
 
 Augment = Callable[[AnnotatedImage, np.random.Generator], AnnotatedImage]
@@ -88,15 +89,12 @@ class Segmentation:
         self.train, self.process, self.classes = train, process, class_names(held_out)
         self.images, self.true = zip(*(class_map(example) for example in evenly_spaced(held_out, count)))
         self._classify = run.layout.inference(lambda variables, images: apply(variables, images).argmax(-1), batch_size)
-        self._variables: PyTree = None
+        self.predicted = Latest(self._predicted)
+        """`(variables)` to the class of each pixel of each image; computed once for the same variables."""
 
-    def predicted(self, variables: PyTree) -> list[Int32[np.ndarray, "_ _"]]:
-        """The class of each pixel of each image; computed once for the same variables."""
-        if self._variables is not variables:
-            found = self._classify(variables, map(self.process, self.images))
-            self._predicted = [resize_classes(classes, true.shape) for classes, true in zip(found, self.true)]
-            self._variables = variables
-        return self._predicted
+    def _predicted(self, variables: PyTree) -> list[Int32[np.ndarray, "_ _"]]:
+        found = self._classify(variables, map(self.process, self.images))
+        return [resize_classes(classes, true.shape) for classes, true in zip(found, self.true)]
 
     def evaluate(self, variables: PyTree, key: Key[Array, ""]) -> Report:
         """`mean_iou`, `pixel_accuracy` and `dice`, counted over all pixels of all images."""

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree, UInt8
 
 from jaxdl import figures
-from jaxdl.data import ANNOTATED_IMAGES, AnnotatedImage, Cached, Source, evenly_spaced, report_left_out
+from jaxdl.data import AnnotatedImage, Source, evenly_spaced
 from jaxdl.data.location_tokens import boxes_to_words, words_to_boxes
-from jaxdl.errors import UserError
 from jaxdl.metrics import bleu, matched_iou
+from jaxdl.tasks.annotated import open_annotated
+from jaxdl.tasks.memory import Latest
 from jaxdl.training import Report, Run, is_first
 
 Category = Literal["answer", "caption", "detect"]
@@ -72,20 +73,7 @@ def open_questions(
     run: Run, ask: Callable[[AnnotatedImage, Sequence[str]], list[Question]], reason: str
 ) -> tuple[Source[AnnotatedImage], Source[AnnotatedImage]]:
     """Images to train on and held-out ones, as the run's config names them, about which `ask(example, classes)` has something to ask. Of a folder the others are left out, since they "have nothing …", as `reason` says; in other data all images have the same annotations. Raises `UserError` for data that is not there, and where there is nothing to ask."""
-    config = run.config
-    options = dict(data_dir=config.data_dir, resolution=config.resolution)
-    opened = []
-    for source in ANNOTATED_IMAGES.open(config.data, config.eval_data, **options):
-        wanted = lambda example, source=source: bool(ask(example, source.info.classes))
-        if source.info.spec.startswith("folder:"):
-            source = source.where(wanted, reason)
-        if not len(source) or not wanted(source.annotations(0)):
-            raise UserError(f"{source.info.spec}: its images {reason}: choose other data, or ask for something else")
-        opened.append(source)
-    for line in report_left_out(*opened):
-        run.say(line)
-    train, held_out = opened
-    return Cached(train), Cached(held_out)
+    return open_annotated(run, lambda example, classes: bool(ask(example, classes)), reason)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,16 +144,10 @@ class Answering:
     """How well questions about held-out images are answered: what `train` takes as `evaluate`, `show` and `conclude`."""
 
     def __init__(self, run: Run, eval_set: EvalSet, answer: Answer):
-        self.run, self.eval_set, self._answer = run, eval_set, answer
-        self._variables: PyTree = None
-
-    def said(self, variables: PyTree) -> list[str]:
-        """What is said to each question; computed once for the same variables."""
-        if self._variables is not variables:
-            prompts = [question.prompt for question in self.eval_set.questions]
-            self._said = self._answer(variables, self.eval_set.images, prompts)
-            self._variables = variables
-        return self._said
+        self.run, self.eval_set = run, eval_set
+        prompts = [question.prompt for question in eval_set.questions]
+        self.said = Latest(lambda variables: answer(variables, eval_set.images, prompts))
+        """`(variables)` to what is said to each question; computed once for the same variables."""
 
     def evaluate(self, variables: PyTree, key: Key[Array, ""]) -> Report:
         """The scores of `EvalSet.score`."""
