@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from jaxdl import figures, launch
 from jaxdl.errors import RunError, UserError
+from jaxdl.files import replace_text
 from jaxdl.training import NOT_IDENTITY, Run
 from jaxdl.training.cost import peak_flops
-from jaxdl.training.logging import replace_text
 from pallas_kernels.attention.benchmark import report
 from pallas_kernels.attention.benchmark.devices import (
     device,

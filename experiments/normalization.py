@@ -24,12 +24,13 @@ from jaxdl import figures, launch
 from jaxdl.data import LabelledImage, Source, Subset
 from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError
+from jaxdl.files import replace_text
 from jaxdl.losses import cross_entropy
 from jaxdl.nn import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, convolve, max_pool
 from jaxdl.tasks.classification import open_images
 from jaxdl.training import Batch, LayerStats, Layout, Metrics, Report, Run, TrainState, Update, init_state, is_first, train
 from jaxdl.training.inspection import Inspect, record
-from jaxdl.training.logging import read_metrics, replace_text
+from jaxdl.training.logging import read_metrics
 from jaxdl.training.step import Step
 
 GROUPS = 4

@@ -29,7 +29,7 @@ from jaxdl.models.paligemma import PaliGemma, answer
 from jaxdl.models.siglip import SigLIP, VisionTower, image_processor
 from jaxdl.tasks import image_text
 from jaxdl.tasks.image_text import AUGMENTATIONS, ImageTower, TwoTowers
-from jaxdl.tasks.language_modelling import kept_tokenizer
+from jaxdl.tasks.kept import kept_tokenizer
 from jaxdl.tasks.vision_language import (
     CATEGORIES,
     Answering,

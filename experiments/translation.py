@@ -26,7 +26,7 @@ from jaxdl.losses import cross_entropy
 from jaxdl.metrics import bleu
 from jaxdl.models.marian import VARIANTS, EncoderDecoder, Stack, translate
 from jaxdl.nn import attention_weights
-from jaxdl.tasks.language_modelling import kept_tokenizer
+from jaxdl.tasks.kept import kept_tokenizer
 from jaxdl.training import (
     OPTIMIZERS,
     Aux,

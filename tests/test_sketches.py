@@ -9,11 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import chex
 import numpy as np
 import pytest
 
 from jaxdl import launch
-from jaxdl.training import Execution
+from jaxdl.training import Execution, load_run
 
 TESTS = Path(__file__).parent
 STEPS = 12
@@ -97,7 +98,9 @@ def test_eight_devices_do_what_one_does(whole, tmp_path, parallel):
     found = launch.run(sketch(name).EXPERIMENT, tiny(name), tmp_path, Execution(parallel=parallel, log_every=1))
     assert found["metrics"].keys() == result["metrics"].keys()
     for metric, value in result["metrics"].items():
-        np.testing.assert_allclose(found["metrics"][metric], value, rtol=0.02, atol=1e-3, err_msg=metric)
+        np.testing.assert_allclose(found["metrics"][metric], value, rtol=1e-4, err_msg=metric)
+    alone, together = (load_run(directory).variables["params"] for directory in (whole[1], tmp_path))
+    chex.assert_trees_all_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

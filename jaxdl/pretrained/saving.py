@@ -1,11 +1,8 @@
 """From a module and its parameters to the files in which such a model is published."""
 
-import contextlib
 import importlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +17,7 @@ from jaxtyping import Array, PyTree
 
 from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError
+from jaxdl.files import written_whole
 from jaxdl.models import FAMILIES, IMAGE_PROCESSORS
 from jaxdl.nn import unstack_blocks
 from jaxdl.pretrained.files import STEMS, WEIGHT_FILES
@@ -47,7 +45,7 @@ def save(
     family, config = _describe(module, params, tokenizer)
     stem = STEMS["_class_name" in config]
     tensors = PublishedTensors(params, family.published(module))
-    with _written_whole(Path(directory), instead_of=WEIGHT_FILES) as folder:
+    with written_whole(Path(directory), last="config.json", instead_of=WEIGHT_FILES) as folder:
         _write_description(folder, family, config, module, params, tokenizer, process)
         _write_weights(folder, stem, tensors, max_shard_bytes)
 
@@ -63,7 +61,7 @@ def save_config(
     """Writes what `save` writes, but for the weights: of `params` the shapes are enough. `load_module` builds the module again. Raises `UserError` where `save` does."""
     shapes = jax.eval_shape(unstack_blocks, params)
     family, config = _describe(module, shapes, tokenizer)
-    with _written_whole(Path(directory)) as folder:
+    with written_whole(Path(directory), last="config.json") as folder:
         _write_description(folder, family, config, module, shapes, tokenizer, process)
 
 
@@ -119,24 +117,6 @@ def _write_weights(folder: Path, stem: str, tensors: PublishedTensors, limit: in
         total = sum(tensors.nbytes(name) for name in tensors)
         weight_map = {name: file for file, names in zip(files, shards) for name in names}
         _write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-@contextlib.contextmanager
-def _written_whole(directory: Path, instead_of: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder to write into, whose files go to their places when all are there, `config.json` last; other files that match the patterns `instead_of` are removed before it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".unfinished-") as folder:
-            yield Path(folder)
-            files = sorted(Path(folder).iterdir(), key=lambda file: (file.name == "config.json", file.name))
-            for file in files[:-1]:
-                os.replace(file, directory / file.name)
-            for other in {found for pattern in instead_of for found in directory.glob(pattern)}:
-                if other.name not in {file.name for file in files}:
-                    other.unlink()  # `load` would take it for a part of this model.
-            os.replace(files[-1], directory / files[-1].name)
-    except OSError as error:
-        raise UserError(f"{directory} cannot be written to ({error}): give another directory, or make room") from error
 
 
 def _write_json(path: Path, content: dict) -> None:

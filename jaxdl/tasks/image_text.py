@@ -20,7 +20,7 @@ from jaxdl.data.image import ImageProcessor
 from jaxdl.data.images import template_captions
 from jaxdl.data.text import Tokenizer
 from jaxdl.models.siglip import SigLIP, TextTower, VisionTower
-from jaxdl.tasks.language_modelling import kept_tokenizer
+from jaxdl.tasks.kept import kept_tokenizer
 from jaxdl.tasks.retrieval import Embedder, Inputs, Matching, rank_texts
 from jaxdl.training import (
     OPTIMIZERS,

@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +22,7 @@ from jaxdl.errors import UserError
 from jaxdl.generate import Sampling
 from jaxdl.losses import cross_entropy
 from jaxdl.nn import attention_weights
+from jaxdl.tasks.kept import kept_tokenizer
 from jaxdl.training import NOT_IDENTITY, Report, Run, is_first, to_host
 
 if TYPE_CHECKING:
@@ -100,16 +99,6 @@ def _tokenizer(name: str, documents: Source[str], vocab_size: int, directory: Pa
         case "bytes":
             return kept_tokenizer(directory, lambda: Tokenizer.of_bytes(documents, vocab_size))
     return pretrained.load_tokenizer(name)
-
-
-def kept_tokenizer(directory: Path, make: Callable[[], Tokenizer]) -> Tokenizer:
-    """The tokenizer in a run's directory. It is made where there is none yet; what an interrupted process leaves is not taken for one."""
-    if not (directory / "tokenizer_config.json").exists():
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".unfinished-") as folder:
-            make().save(folder)
-            for file in sorted(Path(folder).iterdir()):  # tokenizer_config.json comes last.
-                os.replace(file, directory / file.name)
-    return Tokenizer.load(directory)
 
 
 def _excerpt(documents: Sequence[str], tokenizer: Tokenizer) -> Int32[np.ndarray, "T"]:

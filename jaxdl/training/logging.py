@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import Image
 
 from jaxdl.errors import UserError
+from jaxdl.files import replace_text
 
 
 @runtime_checkable
@@ -112,10 +113,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return rows
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file so that it is seen whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -24,8 +24,9 @@ from jaxdl import figures
 from jaxdl.data import Source, stack, train_batches
 from jaxdl.data.pipeline import Collate, Transform
 from jaxdl.errors import UserError
+from jaxdl.files import replace_text
 from jaxdl.training.checkpoint import Checkpoints
-from jaxdl.training.logging import JsonLines, TensorBoard, WandB, Writer, read_metrics, replace_text
+from jaxdl.training.logging import JsonLines, TensorBoard, WandB, Writer, read_metrics
 from jaxdl.training.parallel import Layout, Rules
 from jaxdl.training.processes import any_process, first_process_first, is_first
 from jaxdl.training.seeds import mean_and_spread

@@ -11,7 +11,8 @@ import pytest
 from jaxdl import launch
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
-from jaxdl.tasks.language_modelling import LanguageModelling, PromptFields, TextFields, kept_tokenizer, open_texts
+from jaxdl.tasks.kept import kept_tokenizer
+from jaxdl.tasks.language_modelling import LanguageModelling, PromptFields, TextFields, open_texts
 from jaxdl.training import Run
 
 TEXT = "".join(np.random.default_rng(0).choice(list("abcdefgh \n"), 800))

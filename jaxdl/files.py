@@ -1,0 +1,34 @@
+"""Files that are there whole or not at all, whatever interrupts who writes them."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jaxdl.errors import UserError
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file of UTF-8."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def written_whole(directory: Path, last: str, instead_of: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder to write into, whose files go to their places in the directory when all are there, the one called `last` after the others: where it is, they are. Files that match the patterns `instead_of` and are not among them are removed before that. Raises `UserError` where the directory cannot be written to."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".unfinished-") as folder:
+            yield Path(folder)
+            files = sorted(Path(folder).iterdir(), key=lambda file: (file.name == last, file.name))
+            for file in files[:-1]:
+                os.replace(file, directory / file.name)
+            for other in {found for pattern in instead_of for found in directory.glob(pattern)}:
+                if other.name not in {file.name for file in files}:
+                    other.unlink()
+            os.replace(files[-1], directory / files[-1].name)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written to ({error}): give another directory, or make room") from error
