@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import chex
+import jax
 import numpy as np
 import pytest
 
@@ -36,13 +38,10 @@ def tiny(name: str):
 
 @pytest.fixture(scope="module", params=NAMES)
 def whole(request, tmp_path_factory):
-    """A name, the directory of a run that nothing interrupted, and its result."""
-    directory = tmp_path_factory.mktemp(request.param) / "whole"
-    return (
-        request.param,
-        directory,
-        launch.run(sketch(request.param).EXPERIMENT, tiny(request.param), directory, Execution(log_every=1)),
-    )
+    """A name, the directory of a run on one device that nothing interrupted, and its result."""
+    name, directory = request.param, tmp_path_factory.mktemp(request.param) / "whole"
+    with mock.patch.object(jax, "devices", lambda *given, devices=jax.devices: devices(*given)[:1]):
+        return name, directory, launch.run(sketch(name).EXPERIMENT, tiny(name), directory, Execution(log_every=1))
 
 
 @pytest.mark.parametrize("name", NAMES)

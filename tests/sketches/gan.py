@@ -86,7 +86,8 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         return -judge(state.params["critic"], make(params, keys)).mean(), Aux()
 
     bounded = lambda params: jax.tree.map(lambda w: w / jnp.maximum(jnp.linalg.norm(w, 2) / 3, 1) if w.ndim == 2 else w, params)
-    adam = lambda schedule: optax.adam(schedule, b1=0.5)
+    # At first the gradients of true and generated points cancel: a smaller epsilon would make steps of what rounding leaves.
+    adam = lambda schedule: optax.adam(schedule, b1=0.5, eps=1e-4)
     step, state = setup_training(
         config,
         run.layout,
