@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdl.data.digests import digest_of
 from jaxdl.data.elements import Translation
 from jaxdl.data.names import normalise
 from jaxdl.data.sources import Info, Source, Split
@@ -26,8 +27,9 @@ _TEST_PHRASES, _TEST_SHARE = 800, 0.1
 class Pairs(Source[Translation]):
     """Sentences and their translations, in memory."""
 
-    def __init__(self, pairs: Sequence[Translation], info: Info = Info()):
-        self.pairs, self.info = pairs, info
+    def __init__(self, pairs: Sequence[Translation], left_out: int = 0, reason: str = ""):
+        digest = digest_of(*("\n".join(side) for side in zip(*((pair.source, pair.target) for pair in pairs))))
+        self.pairs, self.info = pairs, Info(left_out=left_out, reason=reason, digest=digest)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -77,7 +79,7 @@ def read_pairs(stem: Path, *, source: str = "en", target: str = "de") -> Pairs:
     pairs = [Translation(one, other) for one, other in zip(*sides) if one and other]
     if not pairs:
         raise UserError(f"{stem}.{source} and {stem}.{target} have no sentences: put one a line")
-    return Pairs(pairs, Info(left_out=len(sides[0]) - len(pairs), reason="have an empty side"))
+    return Pairs(pairs, len(sides[0]) - len(pairs), "have an empty side")
 
 
 def translation_records(

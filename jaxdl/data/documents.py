@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from jaxdl.data import code
-from jaxdl.data.sources import Mapped, Source, Split
+from jaxdl.data.digests import digest_of_files
+from jaxdl.data.sources import Info, Mapped, Source, Split
 from jaxdl.data.tfds import Record, text_of
 from jaxdl.errors import UserError
 
@@ -23,8 +24,8 @@ class Files(Source[str]):
     Reading raises `UserError` for a file that is no UTF-8.
     """
 
-    def __init__(self, files: Sequence[Path]):
-        self.files = files
+    def __init__(self, folder: Path, files: Sequence[Path]):
+        self.files, self.info = files, Info(digest=digest_of_files(folder, files))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -42,13 +43,13 @@ class Files(Source[str]):
 def read_documents(path: Path) -> Files:
     """A file of text, or all that are in a folder and below it, by their paths."""
     if path.is_file():
-        return Files([path])
+        return Files(path.parent, [path])
     if not path.is_dir():
         raise UserError(f"there is no file or folder {path}: give folder:PATH with {FOLDER_WORDS}")
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _ENDINGS and file.is_file())
     if not files:
         raise UserError(f"{path} has no files of text ({', '.join(_ENDINGS)}): put some in")
-    return Files(files)
+    return Files(path, files)
 
 
 def cut_documents(source: Source[str], split: Split) -> Source[str]:
@@ -63,7 +64,7 @@ def cut_documents(source: Source[str], split: Split) -> Source[str]:
 
 def modules(split: Split) -> Files:
     """The top-level modules of Python's standard library; see `code.modules`."""
-    return Files(code.modules(split))
+    return Files(code.library(), code.modules(split))
 
 
 def text_records(features: Mapping[str, Any]) -> Callable[[Record], str] | None:

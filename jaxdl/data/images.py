@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdl.data.digests import digest_of, digest_of_files
 from jaxdl.data.elements import AnnotatedImage, CaptionedImage, LabelledImage
 from jaxdl.data.image import decode
 from jaxdl.data.sources import Info, Mapped, Source, Split
@@ -46,6 +47,7 @@ class MetadataFolder(Source[AnnotatedImage]):
                 raise UserError(f"{path}, line {number}: {error}") from None
         if not self.rows:
             raise UserError(f"{path} has no rows: give one line per image")
+        self.info = Info(digest=digest_of_files(directory, [directory / name for name, _ in self.rows], path.read_bytes()))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,7 +83,6 @@ class ClassFolder(Source[LabelledImage]):
 
     def __init__(self, directory: Path):
         classes = tuple(sorted(entry.name for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
-        self.info = Info(classes=classes)
         self.files = [
             (path, label)
             for label, name in enumerate(classes)
@@ -92,6 +93,7 @@ class ClassFolder(Source[LabelledImage]):
             raise UserError(
                 f"{directory} has neither a metadata.jsonl nor sub-folders with images ({', '.join(IMAGE_ENDINGS)}): put some in"
             )
+        self.info = Info(classes=classes, digest=digest_of_files(directory, (path for path, _ in self.files), *classes))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -117,6 +119,7 @@ class Digits(Source[LabelledImage]):
         chosen = order[360:] if split == "train" else order[:360]
         self.images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)[..., None]
         self.labels = digits.target[chosen]
+        self.info = dataclasses.replace(self.info, digest=digest_of(self.images, self.labels))
 
     def __len__(self) -> int:
         return len(self.labels)

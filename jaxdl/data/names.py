@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, Int32
 
+from jaxdl.data.digests import digest_of
 from jaxdl.data.elements import LabelledText
 from jaxdl.data.sources import Info, Source, Split
 from jaxdl.errors import UserError
@@ -31,7 +32,8 @@ class Names(Source[LabelledText]):
 
     def __init__(self, entries: Iterable[tuple[str, str]]):
         entries = sorted(set(entries))
-        self.info = Info(classes=tuple(sorted({language for _, language in entries})))
+        classes = tuple(sorted({language for _, language in entries}))
+        self.info = Info(classes=classes, digest=digest_of(*map("\n".join, zip(*entries))))
         self.names = [name for name, _ in entries]
         self.labels = np.array([self.info.classes.index(language) for _, language in entries], np.int32)
 

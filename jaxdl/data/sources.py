@@ -28,6 +28,8 @@ class Info:
     """How many examples of the data are not in the source."""
     reason: str = ""
     """Why they are not, as the end of a sentence that begins with them: "have no caption"."""
+    digest: str = ""
+    """Hexadecimal digits that are others where the data are: of the names and sizes of files, of what is in memory, or of the versions of what draws it (`jaxdl.data.digests`). Empty where nothing is known."""
 
 
 class Source(Generic[E], abc.ABC):

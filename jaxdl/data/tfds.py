@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from jaxdl.data.digests import digest_of
 from jaxdl.data.sources import Info, Source
 from jaxdl.errors import UserError, unknown
 
@@ -44,7 +45,8 @@ class TFDS(Source[Record]):
             ) from None
         self.features: Mapping[str, Any] = dict(builder.info.features.items())
         label = self.features["label"] if "label" in self.features else None
-        self.info = Info(classes=tuple(getattr(label, "names", ())))
+        digest = digest_of(builder.info.full_name, wanted, len(self._records))
+        self.info = Info(classes=tuple(getattr(label, "names", ())), digest=digest)
 
     def __len__(self) -> int:
         return len(self._records)
