@@ -2,9 +2,7 @@
 
 import datetime
 import functools
-import gzip
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from jaxdl.data.digests import digest_of
 from jaxdl.data.elements import Translation
 from jaxdl.data.names import normalise
 from jaxdl.data.sources import Info, Source, Split
+from jaxdl.data.text_files import read_lines
 from jaxdl.data.tfds import Record, text_of
 from jaxdl.errors import UserError
 
@@ -54,7 +53,7 @@ FOLDER_WORDS = "files train.en and train.de (or other languages), plain or .gz, 
 def read_pairs(stem: Path, *, source: str = "en", target: str = "de") -> Pairs:
     """The lines of the files `stem.source` and `stem.target`, plain or as `.gz`. Where either line is empty the pair is left out.
 
-    Raises `UserError` for files that are missing, empty, no UTF-8 or of different numbers of lines.
+    Raises `UserError` for files that are missing, empty, no text or of different numbers of lines.
     """
     _two(source, target)
     sides = []
@@ -63,15 +62,7 @@ def read_pairs(stem: Path, *, source: str = "en", target: str = "de") -> Pairs:
         if path is None:
             file = f"{stem / 'train' if stem.is_dir() else stem}.{language}"
             raise UserError(f"there is no file {file} or {file}.gz: give folder:PATH with {FOLDER_WORDS}")
-        try:
-            content = path.read_bytes()
-            content = gzip.decompress(content) if path.suffix == ".gz" else content
-            # Not splitlines(), which also splits at characters that occur in sentences.
-            sides.append([line.strip() for line in content.decode("utf-8-sig").removesuffix("\n").split("\n")])
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is no text in UTF-8 (byte {error.start}): convert it") from None
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
+        sides.append([line.strip() for line in read_lines(path)])
     if len(sides[0]) != len(sides[1]):
         raise UserError(
             f"{stem}.{source} has {len(sides[0]):,} lines and {stem}.{target} {len(sides[1]):,}: each line must have its translation"

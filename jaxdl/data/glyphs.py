@@ -15,8 +15,7 @@ from PIL import Image as Picture
 from PIL import ImageDraw, ImageFont
 
 from jaxdl.data.digests import digest_of_packages
-from jaxdl.data.elements import AnnotatedImage, CaptionedImage, LabelledImage
-from jaxdl.data.images import NO_PIXELS
+from jaxdl.data.elements import NO_PIXELS, AnnotatedImage, CaptionedImage, LabelledImage
 from jaxdl.data.sources import Info, Mapped, Source, Split
 
 FAMILIES: dict[str, tuple[str, ...]] = {

@@ -119,7 +119,7 @@ class Kind(Generic[E]):
                     raise UserError(
                         f"TFDS {name!r} has {', '.join(records.features)}, and {self.name} need {self.tfds.words}: choose another data set"
                     )
-                return Mapped(records, function)
+                return Mapped(records, _naming(spec, function))
             case "folder", str(name) if name and self.folder:
                 return self._open_folder(_path(spec), split, part, options)
         given = f"{spec!r} cannot be opened as {self.name}" if spec else f"there are no {self.name} without a name"
@@ -175,7 +175,11 @@ class Kind(Generic[E]):
         return " or ".join(filter(None, [", ".join(forms[:-1]), forms[-1]]))
 
     def _exists(self, path: Path, options: Mapping[str, Any]) -> bool:
-        return _call(self.folder.exists, path, options)
+        """Raises `UserError` where one may not even ask."""
+        try:
+            return _call(self.folder.exists, path, options)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from None
 
     def _check(self, options: Mapping[str, Any]) -> None:
         readers = [*self.builtin.values(), self.folder and self.folder.read, self.tfds and self.tfds.element]
@@ -186,10 +190,27 @@ class Kind(Generic[E]):
             )
 
 
+def _naming(spec: str, function: Callable[[Record], E]) -> Callable[[Record], E]:
+    """The function, whose errors name the data."""
+
+    def element(record: Record) -> E:
+        try:
+            return function(record)
+        except UserError as error:
+            raise UserError(f"{spec}: {error}") from None
+
+    return element
+
+
 def _path(spec: str) -> Path | None:
     """The path of a folder's spec."""
     form, _, name = spec.partition(":")
-    return Path(name).expanduser() if form == "folder" and name else None
+    if form != "folder" or not name:
+        return None
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{spec}: {error}: write the path out") from None
 
 
 def _keywords(reader: Callable[..., Any]) -> set[str]:

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from jaxdl.data.digests import digest_of_packages
-from jaxdl.data.elements import AnnotatedImage, Boxes, CaptionedImage
-from jaxdl.data.images import NO_PIXELS, with_captions
+from jaxdl.data.elements import NO_PIXELS, AnnotatedImage, Boxes, CaptionedImage
+from jaxdl.data.images import with_captions
 from jaxdl.data.sources import Info, Source, Split
 
 SHAPES = ("circle", "triangle", "cross", "ring")
