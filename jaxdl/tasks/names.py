@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, PyTree
 
 from jaxdl import figures
-from jaxdl.data import LabelledText, Source
+from jaxdl.data import LabelledText, Source, report_left_out
 from jaxdl.data.names import Alphabet, normalise
 from jaxdl.errors import UserError
 from jaxdl.metrics import NGrams, accuracy, naive_bayes
@@ -32,7 +32,8 @@ class NamesTask(SequenceTask):
         self.alphabet = _kept_alphabet(directory / "alphabet.json", (self.spelled(name)[:length] for name in self.names))
         self.num_symbols = len(self.alphabet)
         longer = np.mean([len(name) > length for name in self.names])
-        self.description = f"{len(self.names):,} names of {len(self.classes)} languages, {len(self.held_out):,} held out; {longer:.1%} are longer than {length} characters and cut"
+        told = "".join(f"\n{line}" for line in report_left_out(source, held_out))
+        self.description = f"{len(self.names):,} names of {len(self.classes)} languages, {len(self.held_out):,} held out; {longer:.1%} are longer than {length} characters and cut{told}"
 
     def spelled(self, name: str) -> str:
         """A name as it is read."""
