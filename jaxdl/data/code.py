@@ -66,7 +66,7 @@ def _docstrings() -> tuple[list[TextPair], list[TextPair]]:
 
 def _pairs(path: Path, module: str) -> Iterator[TextPair]:
     source = path.read_text("utf-8", errors="replace")
-    lines = source.splitlines()
+    lines = source.split("\n")  # As ast counts them: not at form feeds, of which the library has some.
     try:
         tree = ast.parse(source)
     except SyntaxError:  # Templates that are no Python yet.

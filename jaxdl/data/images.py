@@ -72,7 +72,7 @@ METADATA_WORDS = f"images and a metadata.jsonl or .csv, or {FOLDER_WORDS}"
 def read_labelled(directory: Path) -> Source[LabelledImage]:
     """A `ClassFolder`."""
     if metadata := _metadata(directory):
-        raise UserError(f"{directory} has captions ({metadata.name}) and no labels: give {FOLDER_WORDS}")
+        raise UserError(f"{directory} has captions ({metadata.name}) and no labels: give {FOLDER_WORDS}, and no such file")
     return ClassFolder(directory)
 
 

@@ -11,5 +11,9 @@ Example = TypeVar("Example", bound=Image)
 
 def resized(source: Source[Example], process: ImageProcessor) -> tuple[Source[Example], ImageProcessor]:
     """The images of a source as `process` brings them to their size, and the processor that does the rest: together they give what `process` gives. Each is read once and kept as it is then: a photograph of 12 megapixels takes 36 MB, and what a model sees of it 150 KB."""
-    kept = Cached(Mapped(source, lambda example: dataclasses.replace(example, image=process.resize(example.image))))
-    return kept, dataclasses.replace(process, resize_mode="stretch", shorter_side=None)
+
+    def small(example: Example) -> Example:
+        """What has no pixels, since its annotations alone were asked for, stays so."""
+        return dataclasses.replace(example, image=process.resize(example.image)) if example.image.size else example
+
+    return Cached(Mapped(source, small)), dataclasses.replace(process, resize_mode="stretch", shorter_side=None)
