@@ -142,7 +142,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
 
     arrays = functools.partial(row, process=process, prompts=prompts, length=prompts.num_image_tokens + config.length)
     batches = run.batches(source, functools.partial(draw_row, config=config, classes=source.info.classes, arrays=arrays))
-    eval_set = EvalSet.of(held_out, functools.partial(asked, classes=held_out.info.classes), config.eval_examples)
+    eval_set = EvalSet.of(held_out, functools.partial(asked, classes=held_out.info.classes), config.eval_examples, process)
     rows = [arrays(image, question) for image, question in zip(eval_set.images, eval_set.questions)]
     update = configured(
         config,

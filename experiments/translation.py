@@ -17,7 +17,7 @@ from annotated_types import Ge, Lt
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxdl import figures, launch, pretrained
-from jaxdl.data import PARALLEL_TEXT, Translation
+from jaxdl.data import PARALLEL_TEXT, Translation, report_left_out
 from jaxdl.data.packing import Packed, buckets
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
@@ -133,7 +133,10 @@ PRESETS = {
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Trains (or goes on training), measures, translates, draws, and returns what is in `result.json`."""
     languages = dict(data_dir=config.data_dir, source=config.source, target=config.target)
-    pairs, held_out = map(list, PARALLEL_TEXT.open(config.data, config.eval_data, **languages))
+    opened = PARALLEL_TEXT.open(config.data, config.eval_data, **languages)
+    for line in report_left_out(*opened):
+        run.say(line)
+    pairs, held_out = map(list, opened)
     compared = {"": held_out}
     if config.test:
         compared[f"{config.test}_"] = list(PARALLEL_TEXT.open_part(config.data, config.test, **languages))

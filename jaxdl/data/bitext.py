@@ -2,18 +2,18 @@
 
 import datetime
 import functools
-import gzip
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxdl.data.digests import digest_of
 from jaxdl.data.elements import Translation
 from jaxdl.data.names import normalise
 from jaxdl.data.sources import Info, Source, Split
+from jaxdl.data.text_files import read_lines
 from jaxdl.data.tfds import Record, text_of
 from jaxdl.errors import UserError
 
@@ -26,8 +26,9 @@ _TEST_PHRASES, _TEST_SHARE = 800, 0.1
 class Pairs(Source[Translation]):
     """Sentences and their translations, in memory."""
 
-    def __init__(self, pairs: Sequence[Translation], info: Info = Info()):
-        self.pairs, self.info = pairs, info
+    def __init__(self, pairs: Sequence[Translation], left_out: int = 0, reason: str = ""):
+        digest = digest_of(*("\n".join(side) for side in zip(*((pair.source, pair.target) for pair in pairs))))
+        self.pairs, self.info = pairs, Info(left_out=left_out, reason=reason, digest=digest)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -52,7 +53,7 @@ FOLDER_WORDS = "files train.en and train.de (or other languages), plain or .gz, 
 def read_pairs(stem: Path, *, source: str = "en", target: str = "de") -> Pairs:
     """The lines of the files `stem.source` and `stem.target`, plain or as `.gz`. Where either line is empty the pair is left out.
 
-    Raises `UserError` for files that are missing, empty, no UTF-8 or of different numbers of lines.
+    Raises `UserError` for files that are missing, empty, no text or of different numbers of lines.
     """
     _two(source, target)
     sides = []
@@ -61,15 +62,7 @@ def read_pairs(stem: Path, *, source: str = "en", target: str = "de") -> Pairs:
         if path is None:
             file = f"{stem / 'train' if stem.is_dir() else stem}.{language}"
             raise UserError(f"there is no file {file} or {file}.gz: give folder:PATH with {FOLDER_WORDS}")
-        try:
-            content = path.read_bytes()
-            content = gzip.decompress(content) if path.suffix == ".gz" else content
-            # Not splitlines(), which also splits at characters that occur in sentences.
-            sides.append([line.strip() for line in content.decode("utf-8-sig").removesuffix("\n").split("\n")])
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is no text in UTF-8 (byte {error.start}): convert it") from None
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
+        sides.append([line.strip() for line in read_lines(path)])
     if len(sides[0]) != len(sides[1]):
         raise UserError(
             f"{stem}.{source} has {len(sides[0]):,} lines and {stem}.{target} {len(sides[1]):,}: each line must have its translation"
@@ -77,7 +70,7 @@ def read_pairs(stem: Path, *, source: str = "en", target: str = "de") -> Pairs:
     pairs = [Translation(one, other) for one, other in zip(*sides) if one and other]
     if not pairs:
         raise UserError(f"{stem}.{source} and {stem}.{target} have no sentences: put one a line")
-    return Pairs(pairs, Info(left_out=len(sides[0]) - len(pairs), reason="have an empty side"))
+    return Pairs(pairs, len(sides[0]) - len(pairs), "have an empty side")
 
 
 def translation_records(

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxdl.data.digests import digest_of
 from jaxdl.data.elements import TextPair
 from jaxdl.data.sources import Info, Source, Split
 from jaxdl.errors import UserError
@@ -16,7 +17,7 @@ _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", 
 
 def modules(split: Split) -> list[Path]:
     """The files of the library's top-level modules. Every tenth, by name, is held out. Raises `UserError` where Python comes without them."""
-    files = sorted(_library().glob("*.py"))
+    files = sorted(library().glob("*.py"))
     if len(files) < 20:
         raise UserError("this Python comes without the source of its standard library: give folder:PATH")
     return [path for index, path in enumerate(files) if (index % 10 == 9) == (split == "test")]
@@ -34,8 +35,9 @@ class Docstrings(Source[TextPair]):
         if split == "test":
             known = {pair.query for pair in train}
             self.pairs = [pair for pair in test if pair.query not in known]
-            left_out = len(test) - len(self.pairs)
-            self.info = Info(left_out=left_out, reason="have a docstring that is trained on")
+        left_out = len(test) - len(self.pairs) if split == "test" else 0
+        digest = digest_of(*(text for pair in self.pairs for text in (pair.query, pair.document)))
+        self.info = Info(left_out=left_out, reason="have a docstring that is trained on", digest=digest)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -47,16 +49,16 @@ class Docstrings(Source[TextPair]):
 @functools.cache
 def _docstrings() -> tuple[list[TextPair], list[TextPair]]:
     """Of the part to train on, and of that which is held out."""
-    library = _library()
-    files = [path for path in library.rglob("*.py") if not _NOT_LIBRARY & set(path.relative_to(library).parts)]
-    names = sorted({path.relative_to(library).parts[0].removesuffix(".py") for path in files})
+    folder = library()
+    files = [path for path in folder.rglob("*.py") if not _NOT_LIBRARY & set(path.relative_to(folder).parts)]
+    names = sorted({path.relative_to(folder).parts[0].removesuffix(".py") for path in files})
     if len(names) < 20:
         raise UserError("this Python comes without the source of its standard library")
     held_out = set(names[9::10])
     train: list[TextPair] = []
     test: list[TextPair] = []
     for path in sorted(files):
-        place = path.relative_to(library).with_suffix("").parts
+        place = path.relative_to(folder).with_suffix("").parts
         place = place[:-1] if place[-1] == "__init__" and len(place) > 1 else place
         (test if place[0] in held_out else train).extend(_pairs(path, ".".join(place)))
     return train, test
@@ -64,7 +66,7 @@ def _docstrings() -> tuple[list[TextPair], list[TextPair]]:
 
 def _pairs(path: Path, module: str) -> Iterator[TextPair]:
     source = path.read_text("utf-8", errors="replace")
-    lines = source.splitlines()
+    lines = source.split("\n")  # As ast counts them: not at form feeds, of which the library has some.
     try:
         tree = ast.parse(source)
     except SyntaxError:  # Templates that are no Python yet.
@@ -83,5 +85,6 @@ def _pairs(path: Path, module: str) -> Iterator[TextPair]:
                 yield TextPair(docstring, textwrap.dedent("\n".join(lines[start - 1 : node.end_lineno])), name)
 
 
-def _library() -> Path:
+def library() -> Path:
+    """The folder of Python's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])

@@ -10,8 +10,9 @@ import itertools
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from jaxdl.data.elements import AnnotatedImage, Boxes, CaptionedImage
-from jaxdl.data.images import NO_PIXELS, with_captions
+from jaxdl.data.digests import digest_of_packages
+from jaxdl.data.elements import NO_PIXELS, AnnotatedImage, Boxes, CaptionedImage
+from jaxdl.data.images import with_captions
 from jaxdl.data.scenes import COLORS, SHAPES, Scene, Thing, coverage_of, ground, philox
 from jaxdl.data.sources import Info, Source, Split
 
@@ -113,6 +114,8 @@ class Crowded(Source[AnnotatedImage]):
 
     def __init__(self, length: int, resolution: int = 64, seed: int = 0, *, masks: bool = False):
         self.length, self.resolution, self.seed, self.masks = length, resolution, seed, masks
+        digest = digest_of_packages(["numpy"], "crowded", length, resolution, seed, masks)
+        self.info = dataclasses.replace(self.info, digest=digest)
 
     def __len__(self) -> int:
         return self.length

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 
 from jaxdl.data import code
-from jaxdl.data.sources import Mapped, Source, Split
+from jaxdl.data.digests import digest_of_files
+from jaxdl.data.folders import list_files, told
+from jaxdl.data.sources import Info, Mapped, Source, Split
+from jaxdl.data.text_files import read_text
 from jaxdl.data.tfds import Record, text_of
 from jaxdl.errors import UserError
 
@@ -18,37 +21,31 @@ FOLDER_WORDS = f"files of text ({', '.join(_ENDINGS)}), or naming one"
 
 
 class Files(Source[str]):
-    """Files of text in UTF-8, of which each is read when it is asked for; none is kept.
+    """Files of text, of which each is read when it is asked for (`read_text`); none is kept.
 
-    Reading raises `UserError` for a file that is no UTF-8.
+    Reading raises `UserError` for a file that is no text.
     """
 
-    def __init__(self, files: Sequence[Path]):
-        self.files = files
+    def __init__(self, folder: Path, files: Sequence[Path], remarks: str = ""):
+        self.files, self.info = files, Info(digest=digest_of_files(folder, files), remarks=remarks)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> str:
-        path = self.files[index]
-        try:
-            return path.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is no text in UTF-8 (byte {error.start}): convert it") from None
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        return read_text(self.files[index])
 
 
 def read_documents(path: Path) -> Files:
     """A file of text, or all that are in a folder and below it, by their paths."""
     if path.is_file():
-        return Files([path])
+        return Files(path.parent, [path])
     if not path.is_dir():
         raise UserError(f"there is no file or folder {path}: give folder:PATH with {FOLDER_WORDS}")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _ENDINGS and file.is_file())
-    if not files:
+    listing = list_files(path, _ENDINGS)
+    if not listing.files:
         raise UserError(f"{path} has no files of text ({', '.join(_ENDINGS)}): put some in")
-    return Files(files)
+    return Files(path, listing.files, told(listing.left_out))
 
 
 def cut_documents(source: Source[str], split: Split) -> Source[str]:
@@ -63,7 +60,7 @@ def cut_documents(source: Source[str], split: Split) -> Source[str]:
 
 def modules(split: Split) -> Files:
     """The top-level modules of Python's standard library; see `code.modules`."""
-    return Files(code.modules(split))
+    return Files(code.library(), code.modules(split))
 
 
 def text_records(features: Mapping[str, Any]) -> Callable[[Record], str] | None:

@@ -6,6 +6,9 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Integer, Num, UInt8
 
+NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
+"""The image of an element of which only the annotations were asked for."""
+
 Same = TypeVar("Same")
 """The class of an element, which augmentation keeps."""
 

@@ -14,8 +14,8 @@ from jaxtyping import UInt8
 from PIL import Image as Picture
 from PIL import ImageDraw, ImageFont
 
-from jaxdl.data.elements import AnnotatedImage, CaptionedImage, LabelledImage
-from jaxdl.data.images import NO_PIXELS
+from jaxdl.data.digests import digest_of_packages
+from jaxdl.data.elements import NO_PIXELS, AnnotatedImage, CaptionedImage, LabelledImage
 from jaxdl.data.sources import Info, Mapped, Source, Split
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -93,6 +93,8 @@ class Glyphs(Source[CaptionedImage]):
     def __init__(self, split: Split, *, resolution: int = 32, jitter: int = 0):
         self.glyphs, self.resolution, self.jitter = all_glyphs(split), resolution, jitter
         self._seed = 0 if split == "train" else 1
+        digest = digest_of_packages(["matplotlib", "numpy", "pillow"], "glyphs", split, resolution, jitter)
+        self.info = dataclasses.replace(self.info, digest=digest)
 
     def __len__(self) -> int:
         return len(self.glyphs) * max(1, self.jitter)

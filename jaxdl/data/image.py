@@ -1,46 +1,24 @@
-"""Images: from files to arrays, from arrays to what a model was trained on, and back to pictures."""
+"""Images: from files to arrays (`decode`), from arrays to what a model was trained on, and back to pictures."""
 
 import dataclasses
 import functools
-import io
 import itertools
 import json
 import math
 import os
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
+from jaxdl.data.image_files import decode as decode
 from jaxdl.errors import UserError
 
 ResizeMode = Literal["stretch", "crop"]
 Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
-
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-"""What PIL raises for a file that is no image, cut short, or absurdly large."""
-
-
-def decode(image: str | os.PathLike | bytes) -> UInt8[np.ndarray, "H W 3"]:
-    """An image file, or the bytes of one, as RGB from 0 to 255, turned the way its EXIF orientation says.
-
-    Raises `UserError` for what PIL cannot read, naming the file.
-    """
-    given = f"an image of {len(image)} bytes" if isinstance(image, bytes) else str(image)
-    try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
-            picture = ImageOps.exif_transpose(picture)
-            if "transparency" in picture.info:  # A palette with transparent entries has a way to RGBA, none to RGB.
-                picture = picture.convert("RGBA")
-            return np.array(picture.convert("RGB"))
-    except FileNotFoundError as error:
-        raise UserError(f"{given} does not exist: check the path") from error
-    except _BROKEN as error:
-        raise UserError(f"{given} cannot be read as an image ({error}): repair or remove it") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from jaxdl.data import bitext, crowded, documents, glyphs, images, names, scenes, tables
 from jaxdl.data.code import Docstrings
 from jaxdl.data.elements import AnnotatedImage, CaptionedImage, LabelledImage, LabelledText, TableRow, TextPair, Translation
-from jaxdl.data.sources import Mapped, Source, Split
+from jaxdl.data.sources import Info, Mapped, Source, Split
 from jaxdl.data.tfds import TFDS, Record
 from jaxdl.errors import UserError, unknown
 
@@ -28,6 +28,8 @@ class Folder(Generic[E]):
     """`(path, **options)`: all that is at `path`. Raises `UserError` for what is missing or broken."""
     words: str
     """What is in a folder, as the end of "give folder:PATH with"."""
+    part: str = "{}"
+    """How the files of a part are named after its path."""
     exists: Callable[..., bool] = lambda path: path.is_dir()
     """`(path, **options)`: whether there is a part at `path`, such as `PATH/train`."""
     cut: Callable[[Source[E], Split], Source[E]] | None = None
@@ -86,9 +88,7 @@ class Kind(Generic[E]):
             sources.append(self._finish(source, spec, wanted, reason))
         train, held_out = sources
         if self.same_classes and train.info.classes != held_out.info.classes:
-            raise UserError(
-                f"{train.info.spec} has the classes {', '.join(train.info.classes)}, and held-out {held_out.info.spec} has {', '.join(held_out.info.classes)}: give data with the same classes"
-            )
+            raise _other_classes(train.info, held_out.info)
         return train, held_out
 
     def open_part(self, data: str, part: str, *, data_dir: str = "", **options: Any) -> Source[E]:
@@ -119,7 +119,7 @@ class Kind(Generic[E]):
                     raise UserError(
                         f"TFDS {name!r} has {', '.join(records.features)}, and {self.name} need {self.tfds.words}: choose another data set"
                     )
-                return Mapped(records, function)
+                return Mapped(records, _naming(spec, function))
             case "folder", str(name) if name and self.folder:
                 return self._open_folder(_path(spec), split, part, options)
         given = f"{spec!r} cannot be opened as {self.name}" if spec else f"there are no {self.name} without a name"
@@ -128,8 +128,8 @@ class Kind(Generic[E]):
     def _open_folder(self, path: Path, split: Split, part: str, options: Mapping[str, Any]) -> Source[E]:
         """`path` or its `train` to train on; held out is what lies in or beside it under one of the usual names, or is cut off."""
         if part:
-            inside = path / part
-            return _call(self.folder.read, inside if self._exists(inside, options) else path.parent / part, options)
+            beside = not self._exists(path / part, options) and self._exists(path.parent / part, options)
+            return _call(self.folder.read, (path.parent if beside else path) / part, options)
         train = self._train_folder(path, options)
         alone = train == path and self._exists(path, options)
         cut = self.folder.cut if alone else None
@@ -141,10 +141,16 @@ class Kind(Generic[E]):
             return _call(self.folder.read, held_out, options)
         source = _call(self.folder.read, train, options)
         if cut and not held_out:
-            return cut(source, split)
+            if not len(found := cut(source, split)):
+                raise UserError(
+                    f"{train} has too few {self.name} to hold some of them out, {len(source)}: give more, or other data to measure on"
+                )
+            return found
         if split == "train":
             return source
-        raise UserError(f"there is no held-out data beside {train}: put it into {root / 'val'}, or give other data to measure on")
+        raise UserError(
+            f"there is no held-out data beside {train}: put it into {self.folder.part.format(root / 'val')}, or give other data to measure on"
+        )
 
     def _train_folder(self, path: Path, options: Mapping[str, Any]) -> Path:
         return path / "train" if self._exists(path / "train", options) else path
@@ -175,7 +181,11 @@ class Kind(Generic[E]):
         return " or ".join(filter(None, [", ".join(forms[:-1]), forms[-1]]))
 
     def _exists(self, path: Path, options: Mapping[str, Any]) -> bool:
-        return _call(self.folder.exists, path, options)
+        """Raises `UserError` where one may not even ask."""
+        try:
+            return _call(self.folder.exists, path, options)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from None
 
     def _check(self, options: Mapping[str, Any]) -> None:
         readers = [*self.builtin.values(), self.folder and self.folder.read, self.tfds and self.tfds.element]
@@ -186,10 +196,46 @@ class Kind(Generic[E]):
             )
 
 
+_TOLD = 10
+"""Classes that a message names, at most."""
+
+
+def _other_classes(train: Info, held_out: Info) -> UserError:
+    """The error for different classes: all of them, or where they are many those that are in one only."""
+    if max(len(train.classes), len(held_out.classes)) <= _TOLD:
+        theirs = [f"the classes {', '.join(train.classes)}", ", ".join(held_out.classes)]
+    else:
+        theirs = [f"{len(train.classes):,} classes", f"{len(held_out.classes):,}"]
+        for place, (one, other) in enumerate(((train, held_out), (held_out, train))):
+            alone = [name for name in one.classes if name not in set(other.classes)]
+            others = f" and {len(alone) - _TOLD:,} others" if len(alone) > _TOLD else ""
+            theirs[place] += f", {', '.join(alone[:_TOLD])}{others} alone" if alone else ""
+    return UserError(
+        f"{train.spec} has {theirs[0]}, and held-out {held_out.spec} has {theirs[1]}: give data with the same classes, in the same order"
+    )
+
+
+def _naming(spec: str, function: Callable[[Record], E]) -> Callable[[Record], E]:
+    """The function, whose errors name the data."""
+
+    def element(record: Record) -> E:
+        try:
+            return function(record)
+        except UserError as error:
+            raise UserError(f"{spec}: {error}") from None
+
+    return element
+
+
 def _path(spec: str) -> Path | None:
     """The path of a folder's spec."""
     form, _, name = spec.partition(":")
-    return Path(name).expanduser() if form == "folder" and name else None
+    if form != "folder" or not name:
+        return None
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{spec}: {error}: write the path out") from None
 
 
 def _keywords(reader: Callable[..., Any]) -> set[str]:
@@ -248,7 +294,7 @@ PARALLEL_TEXT = Kind(
     "sentence pairs",
     Translation,
     {"cldr": bitext.cldr_pairs},
-    Folder(bitext.read_pairs, bitext.FOLDER_WORDS, exists=bitext.pair_exists),
+    Folder(bitext.read_pairs, bitext.FOLDER_WORDS, "files {0}.LANGUAGE in both languages", exists=bitext.pair_exists),
     Records(bitext.translation_records, "a text in each of the two languages, such as `en` and `de`"),
 )
 

@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, Int32
 
+from jaxdl.data.digests import digest_of
 from jaxdl.data.elements import LabelledText
+from jaxdl.data.folders import list_files, require_folder, require_text, told
 from jaxdl.data.sources import Info, Source, Split
+from jaxdl.data.text_files import read_lines
 from jaxdl.errors import UserError
 
 CLDR_LANGUAGES = (
@@ -29,9 +32,10 @@ _MARKS = " '’ʼ-."
 class Names(Source[LabelledText]):
     """Names (strings in NFC), each with its language. `entries` are pairs of both; repetitions count once."""
 
-    def __init__(self, entries: Iterable[tuple[str, str]]):
+    def __init__(self, entries: Iterable[tuple[str, str]], remarks: str = ""):
         entries = sorted(set(entries))
-        self.info = Info(classes=tuple(sorted({language for _, language in entries})))
+        classes = tuple(sorted({language for _, language in entries}))
+        self.info = Info(classes=classes, remarks=remarks, digest=digest_of(*map("\n".join, zip(*entries))))
         self.names = [name for name, _ in entries]
         self.labels = np.array([self.info.classes.index(language) for _, language in entries], np.int32)
 
@@ -83,28 +87,23 @@ FOLDER_WORDS = "two or more files LANGUAGE.txt with a name a line"
 
 
 def read_names(folder: Path) -> Names:
-    """The names in the files LANGUAGE.txt of a folder, one a line, in UTF-8. A name may be in several files.
+    """The names in the files LANGUAGE.txt of a folder, one a line. A name may be in several files.
 
-    Raises `UserError` if there are fewer than two files, or one of them is empty or no UTF-8.
+    Raises `UserError` if there are fewer than two files, or one of them is empty or no text.
     """
-    files = sorted(path for path in folder.glob("*.txt") if path.is_file())
+    require_folder(folder, FOLDER_WORDS)
+    files, _, left_out = list_files(folder, (".txt",), below=False)
     if len(files) < 2:
-        found = (
-            f"{folder} has {len(files)} {'file' if len(files) == 1 else 'files'} of names"
-            if folder.is_dir()
-            else f"there is no folder {folder}"
+        raise UserError(
+            f"{folder} has {len(files)} {'file' if len(files) == 1 else 'files'} of names: give folder:PATH with {FOLDER_WORDS}"
         )
-        raise UserError(f"{found}: give folder:PATH with {FOLDER_WORDS}")
     entries = []
     for path in files:
-        try:
-            names = [name for name in map(normalise, path.read_text(encoding="utf-8-sig").splitlines()) if name]
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 (byte {error.start:,}): convert it, as iconv does") from None
+        names = [name for name in map(normalise, read_lines(path)) if name]
         if not names:
             raise UserError(f"{path} has no names: give one a line, or remove the file")
-        entries += [(name, path.stem) for name in names]
-    return Names(entries)
+        entries += [(name, require_text(path.stem, path)) for name in names]
+    return Names(entries, told(left_out))
 
 
 class Alphabet:

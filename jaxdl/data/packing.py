@@ -25,7 +25,9 @@ class Packed(Source[dict[str, np.ndarray]]):
         self.rows = pack(sizes, length)
         self.info = Info(left_out=int((sizes > length).any(1).sum()), reason=f"have more than {length} tokens")
         if not self.rows:
-            raise UserError(f"none of {len(pairs)} pairs has at most {length} tokens on either side: allow more")
+            raise UserError(
+                f"none of {len(pairs)} pairs has at most {length} tokens on either side: allow more, or give shorter ones"
+            )
         self.filled = float(sizes[(sizes <= length).all(1)].sum() / (2 * length * len(self.rows)))
         """The share of tokens that is no padding."""
         self.target_tokens = float(sizes[(sizes <= length).all(1), 1].sum() / len(self.rows))

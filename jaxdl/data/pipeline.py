@@ -33,7 +33,7 @@ def train_batches(
     Its `get_state()` is a small dict that `set_state` takes in another process to go on with the same bits; it does not depend on the number of processes. Process number `process` of `processes` gets its rows of each batch, and together they get what one process would. A batch may span two passes. Raises `UserError` if the source is empty or the processes do not divide the batch.
     """
     if len(source) == 0:
-        raise UserError("the data set is empty")
+        raise UserError(f"{source.info.spec or 'the data set'} is empty: choose other data")
     if batch_size % processes:
         raise UserError(f"a batch of {batch_size} cannot be shared by {processes} processes: choose a multiple of {processes}")
     import grain  # Here, as is what is made of it, so that a command line that trains nothing does not wait for it.

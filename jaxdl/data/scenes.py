@@ -11,8 +11,9 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-from jaxdl.data.elements import AnnotatedImage, Boxes, CaptionedImage
-from jaxdl.data.images import NO_PIXELS, with_captions
+from jaxdl.data.digests import digest_of_packages
+from jaxdl.data.elements import NO_PIXELS, AnnotatedImage, Boxes, CaptionedImage
+from jaxdl.data.images import with_captions
 from jaxdl.data.sources import Info, Source, Split
 
 SHAPES = ("circle", "triangle", "cross", "ring")
@@ -193,6 +194,8 @@ class Scenes(Source[AnnotatedImage]):
 
     def __init__(self, length: int, resolution: int = 32, seed: int = 0, *, masks: bool = False):
         self.length, self.resolution, self.seed, self.masks = length, resolution, seed, masks
+        digest = digest_of_packages(["numpy"], "scenes", length, resolution, seed, masks)
+        self.info = dataclasses.replace(self.info, digest=digest)
 
     def __len__(self) -> int:
         return self.length

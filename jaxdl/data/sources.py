@@ -28,6 +28,10 @@ class Info:
     """How many examples of the data are not in the source."""
     reason: str = ""
     """Why they are not, as the end of a sentence that begins with them: "have no caption"."""
+    remarks: str = ""
+    """What else the user should know about what was found, such as files that are not read."""
+    digest: str = ""
+    """Hexadecimal digits that are others where the data are: of the names and sizes of files, of what is in memory, or of the versions of what draws it (`jaxdl.data.digests`). Empty where nothing is known."""
 
 
 class Source(Generic[E], abc.ABC):
@@ -122,13 +126,14 @@ def evenly_spaced(source: Source[E] | Sequence[E], most: int) -> Iterator[E]:
 
 
 def report_left_out(*sources: Source[Any]) -> list[str]:
-    """A line for each source that lacks some of its data."""
-    told = ((source.info, len(source)) for source in sources)
-    return [
-        f"{info.spec}: {info.left_out:,} of {info.left_out + length:,} {info.reason} and are left out"
-        for info, length in told
-        if info.left_out
-    ]
+    """A line for each source that lacks some of its data, or about which there is something to remark."""
+    lines: dict[str, None] = {}
+    for info, length in ((source.info, len(source)) for source in sources):
+        total = info.left_out + length
+        lacks = f"{info.left_out:,} of {total:,} {info.reason} and are left out" if info.left_out else ""
+        if told := "; ".join(filter(None, (lacks, info.remarks))):
+            lines[f"{info.spec}: {told}"] = None
+    return list(lines)
 
 
 def _size(value: Any) -> int:

@@ -1,8 +1,11 @@
 """Tables that come with scikit-learn."""
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import Float32
 
+from jaxdl.data.digests import digest_of
 from jaxdl.data.elements import TableRow
 from jaxdl.data.sources import Info, Source, Split
 
@@ -14,7 +17,8 @@ class Table(Source[TableRow]):
     """Rows of numbers: `features`, of which `info.columns` are the names, and a `target`."""
 
     def __init__(self, features: Float32[np.ndarray, "N F"], target: Float32[np.ndarray, "N"], info: Info):
-        self.features, self.target, self.info = features, target, info
+        self.features, self.target = features, target
+        self.info = dataclasses.replace(info, digest=digest_of(features, target))
 
     def __len__(self) -> int:
         return len(self.features)

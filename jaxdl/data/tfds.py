@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from jaxdl.data.digests import digest_of
 from jaxdl.data.sources import Info, Source
 from jaxdl.errors import UserError, unknown
 
@@ -44,7 +45,8 @@ class TFDS(Source[Record]):
             ) from None
         self.features: Mapping[str, Any] = dict(builder.info.features.items())
         label = self.features["label"] if "label" in self.features else None
-        self.info = Info(classes=tuple(getattr(label, "names", ())))
+        digest = digest_of(builder.info.full_name, wanted, len(self._records))
+        self.info = Info(classes=tuple(getattr(label, "names", ())), digest=digest)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -53,9 +55,14 @@ class TFDS(Source[Record]):
         return self._records[index]
 
 
-def text_of(value: bytes | str) -> str:
-    """A text of a record, which may come as bytes."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+def text_of(value: Any) -> str:
+    """A text of a record, which may come as bytes. Raises `UserError` for what is none."""
+    if not isinstance(value, bytes | str):
+        raise UserError(f"a record has {type(value).__name__} in the place of a text: choose other data")
+    try:
+        return value.decode() if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as error:
+        raise UserError(f"a record has a text that is no UTF-8 (byte {error.start}): choose other data") from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from jaxdl.training import Run
 def open_annotated(
     run: Run, wanted: Callable[[AnnotatedImage, Sequence[str]], bool], reason: str, **options: Any
 ) -> tuple[Source[AnnotatedImage], Source[AnnotatedImage]]:
-    """The images to train on and those held out, as the run's config names them, of whose annotations `wanted(example, classes)` is true; each is decoded once. Of a folder the others are left out, since they "have no …", as `reason` says; in other data all images have the same annotations. `options` are those of `ANNOTATED_IMAGES`. Raises `UserError` for data that is not there, and where none is wanted."""
+    """The images to train on and those held out, as the run's config names them, of whose annotations `wanted(example, classes)` is true; each of those to train on is decoded once. Of a folder the others are left out, since they "have no …", as `reason` says; in other data all images have the same annotations. `options` are those of `ANNOTATED_IMAGES`. Raises `UserError` for data that is not there, and where none is wanted."""
     config = run.config
     options |= dict(data_dir=config.data_dir, resolution=config.resolution)
     opened = []
@@ -25,4 +25,4 @@ def open_annotated(
     for line in report_left_out(*opened):
         run.say(line)
     train, held_out = opened
-    return Cached(train), Cached(held_out)
+    return Cached(train), held_out

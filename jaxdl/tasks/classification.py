@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from jaxdl import figures
-from jaxdl.data import LABELLED_IMAGES, Cached, LabelledImage, Source, evenly_spaced
+from jaxdl.data import LABELLED_IMAGES, Cached, LabelledImage, Source, evenly_spaced, report_left_out
 from jaxdl.data.image import ImageProcessor, decode
+from jaxdl.errors import UserError
 from jaxdl.metrics import accuracy, classify
 from jaxdl.tasks.memory import Latest
+from jaxdl.tasks.resized import resized
 from jaxdl.training import Report, Run
 
 FITTED = 10_000
@@ -20,10 +22,14 @@ FITTED = 10_000
 
 
 def open_images(run: Run, **options: Any) -> tuple[Source[LabelledImage], Source[LabelledImage]]:
-    """The images to train on and those held out, of the same classes, as the run's config names them; each is decoded once. `options` are those of `LABELLED_IMAGES`. Raises `UserError` for data that is not there, or has no labels."""
+    """The images to train on, each of which is decoded once, and those held out, of the same classes, as the run's config names them. `options` are those of `LABELLED_IMAGES`. Raises `UserError` for data that is not there, or has no labels, or one class only."""
     config = run.config
     train, held_out = LABELLED_IMAGES.open(config.data, config.eval_data, data_dir=config.data_dir, **options)
-    return Cached(train), Cached(held_out)
+    if len(train.info.classes) < 2:
+        raise UserError(f"{train.info.spec} has one class only, {train.info.classes[0]}: give two or more to tell apart")
+    for line in report_left_out(train, held_out):
+        run.say(line)
+    return Cached(train), held_out
 
 
 def fit_processor(train: Source[LabelledImage], resolution: int, **fields: Any) -> ImageProcessor:
@@ -50,7 +56,9 @@ class Classification:
         process: ImageProcessor,
     ):
         """`apply(variables, images)` gives the logits of images as `process` prepares them."""
-        self.held_out, self.process = held_out, process
+        self.held_out, self.process = resized(held_out, process)
+        """The held-out images at the size at which the model sees them, and what prepares these."""
+        self._whole = process
         self._run, self._predict = run, run.layout.inference(apply)
         self.scores = Latest(self._scores)
         """`(variables)` to the logits of all held-out images, and their labels; computed once for the same variables."""
@@ -63,7 +71,7 @@ class Classification:
         """What says of image files which classes are the likeliest, for `train`; None where no file is asked about. Raises `UserError` for what is no image, before anything is trained."""
         if not files:
             return None
-        images = [self.process(as_colored_as(decode(Path(file).expanduser()), self.process)) for file in files]
+        images = [self._whole(as_colored_as(decode(Path(file).expanduser()), self._whole)) for file in files]
 
         def say(variables: PyTree) -> None:
             for file, logits in zip(files, self._predict(variables, images)):

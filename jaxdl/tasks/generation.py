@@ -4,7 +4,7 @@ Distances of own features are not the published FID and KID, which are those of 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from jaxdl import figures
-from jaxdl.data import Image, LabelledImage, Source, evenly_spaced, train_batches
+from jaxdl.data import Image, LabelledImage, Source, Subset, evenly_spaced, train_batches
 from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError
 from jaxdl.losses import cross_entropy
@@ -101,20 +101,28 @@ class ImageGeneration:
             raise UserError(f"{len(real)} real images are too few to compare with: give at least 8")
         order = np.random.default_rng(0).permutation(len(real))
         self.count = min(count, len(real) // 2)
-        self._half, other = ([real[int(i)] for i in part] for part in (order[: self.count], order[self.count : 2 * self.count]))
+        half, other = (Subset(real, part) for part in (order[: self.count], order[self.count : 2 * self.count]))
         self.features, self.process, self.judge, self.classes = features, process, judge, real.info.classes
-        given = [conditions(example) for example in self._half] if conditions else [{}]
-        self._conditions = {name: np.stack([each[name] for each in given]) for name in given[0]}
-        self._learned = None if learned is None else self._images(evenly_spaced(learned, LEARNED))
-        self._reference = features(self._images(self._half))
-        bounds = self._measure(self._images(other), other if conditions else None)
+        images, self._labels, self._conditions = self._read(half, conditions)
+        self._learned = None if learned is None else self._read(evenly_spaced(learned, LEARNED))[0]
+        self._reference = features(images)
+        images, labels, _ = self._read(other)
+        bounds = self._measure(images, labels if conditions else None)
         self._bounds = {f"real_{name}": value for name, value in bounds.items()}
         self._draw = run.layout.sample(sample, batch_size)
         self.samples = Latest(self._drawn)
         """`(variables, key)` to the images that are measured; drawn once for the same variables."""
 
-    def _images(self, examples: Any) -> Images:
-        return np.stack([self.process.resize(example.image) for example in examples])
+    def _read(
+        self, examples: Iterable[Image], conditions: Callable[[Any], dict[str, np.ndarray]] | None = None
+    ) -> tuple[Images, list[int | None], dict[str, np.ndarray]]:
+        """The images of examples at the size that is measured, their labels if they have any, and what is asked for by them. The examples are not kept: they may be photographs."""
+        images, labels, given = [], [], []
+        for example in examples:
+            images.append(self.process.resize(example.image))
+            labels.append(getattr(example, "label", None))
+            given.append(conditions(example) if conditions else {})
+        return np.stack(images), labels, {name: np.stack([each[name] for each in given]) for name in given[0]}
 
     def _drawn(self, variables: PyTree, key: Key[Array, ""]) -> Images:
         return self.process.unprocess(self._draw(variables, key, self.count, **self._conditions))
@@ -122,11 +130,11 @@ class ImageGeneration:
     def evaluate(self, variables: PyTree, key: Key[Array, ""]) -> Report:
         """`frechet_distance`, `kernel_distance`, `precision`, `recall`; with a judge `inception_score`, `class_histogram_distance` (total variation, from 0 to 1), and of conditional samples `as_asked`, the share that is what was asked for; with images that were learned from `copies`, the share that is nearer to one of them than all but 1 % of these are to each other. As `real_NAME`, the same of real images."""
         samples = self.samples(variables, key)
-        report = self._measure(samples, self._half if self._conditions else None) | self._bounds
+        report = self._measure(samples, self._labels if self._conditions else None) | self._bounds
         return report | ({"copies": self._copies(samples)} if self._learned is not None else {})
 
-    def _measure(self, images: Images, asked: list[Any] | None) -> Report:
-        """Of images, of which the i-th should be of the class of the i-th that was asked for."""
+    def _measure(self, images: Images, asked: list[int | None] | None) -> Report:
+        """Of images, of which the i-th should be of the i-th class that was asked for."""
         found = self.features(images)
         precision, recall = precision_recall(self._reference, found)
         report: Report = {"frechet_distance": frechet_distance(self._reference, found)}
@@ -136,12 +144,12 @@ class ImageGeneration:
             report["inception_score"], _ = inception_score(probabilities, splits=1)
             report["class_histogram_distance"] = float(np.abs(np.diff(self._histogram(probabilities), axis=0)).sum() / 2)
             if asked is not None:
-                report["as_asked"] = accuracy(probabilities, np.array([example.label for example in asked]))
+                report["as_asked"] = accuracy(probabilities, np.array(asked))
         return report
 
     def _histogram(self, probabilities: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "2 C"]:
         """The shares of the classes among the real images that are compared with, and among those of which the judge says this."""
-        labels = np.array([example.label for example in self._half])
+        labels = np.array(self._labels)
         return np.stack(
             [np.bincount(each, minlength=len(self.classes)) / len(each) for each in (labels, probabilities.argmax(1))]
         )
@@ -154,7 +162,7 @@ class ImageGeneration:
     def show(self, variables: PyTree, key: Key[Array, ""]) -> Report:
         """Samples, with what was asked for where that is a class; the classes that the judge sees in all; and beside samples the images nearest to them of those that were learned from."""
         samples = self.samples(variables, key)
-        asked = [self.classes[example.label] for example in self._half[:SAMPLES]] if "label" in self._conditions else []
+        asked = [self.classes[label] for label in self._labels[:SAMPLES]] if "label" in self._conditions else []
         drawn: Report = {"samples": figures.grid(samples[:SAMPLES], titles=asked, title="samples")}
         if self.judge is not None:
             real, generated = self._histogram(self.judge.probabilities(samples))

@@ -21,6 +21,7 @@ from jaxdl.data.images import template_captions
 from jaxdl.data.text import Tokenizer
 from jaxdl.models.siglip import SigLIP, TextTower, VisionTower
 from jaxdl.tasks.kept import kept_tokenizer
+from jaxdl.tasks.resized import resized
 from jaxdl.tasks.retrieval import Embedder, Inputs, Matching, rank_texts
 from jaxdl.training import (
     OPTIMIZERS,
@@ -116,7 +117,7 @@ def open_pairs(run: Run) -> tuple[Source[CaptionedImage], Source[CaptionedImage]
     train, held_out = CAPTIONED_IMAGES.open(config.data, config.eval_data, **options)
     for line in report_left_out(train, held_out):
         run.say(line)
-    return Cached(train), Cached(held_out)
+    return Cached(train), held_out
 
 
 class Towers(NamedTuple):
@@ -180,8 +181,11 @@ def train_towers(
     init = lambda key: module.init(key, image, tokens)
     step, state = setup_training(config, run.layout, update, init=init, params=params)
     batches = run.batches(source, functools.partial(row, augment=AUGMENTATIONS[config.augment], inputs=inputs))
-    embed = Embedder(module, inputs, run.layout)
-    matching, answer = Matching(embed, held_out, config.eval_examples), rank_texts(embed, ask, run.say)
+    answer = rank_texts(Embedder(module, inputs, run.layout), ask, run.say)
+    held_out, process = resized(held_out, inputs.process)
+    matching = Matching(
+        Embedder(module, dataclasses.replace(inputs, process=process), run.layout), held_out, config.eval_examples
+    )
     model = Model(module, inputs.tokenizer, inputs.process)
     return train(run, step, state, batches, evaluate=matching.evaluate, show=matching.show, answer=answer, model=model)
 

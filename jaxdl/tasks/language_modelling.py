@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from annotated_types import Ge, Gt, Le
-from jaxtyping import Array, Float, Int, Int32, Key, PyTree
+from jaxtyping import Array, Float, Int, Int32, Integer, Key, PyTree
 
 from jaxdl import figures, pretrained
-from jaxdl.data import DOCUMENTS, Source
+from jaxdl.data import DOCUMENTS, Source, report_left_out
 from jaxdl.data.documents import sample_documents
 from jaxdl.data.text import Tokenizer
 from jaxdl.data.windows import Windows, tokens_of, write_tokens
 from jaxdl.errors import UserError
+from jaxdl.files import written_whole
 from jaxdl.generate import Sampling
 from jaxdl.losses import cross_entropy
 from jaxdl.nn import attention_weights
@@ -78,17 +79,38 @@ def open_texts(run: Run, tokenizer: str) -> Texts:
     `tokenizer` is `characters` or `bytes`, which is made of the training text and kept in the run, or names a published one. The training text's tokens are kept in the run's `tokens.npy`, and are not all in memory. Raises `UserError` for data that is not there or too short, and where there is no such tokenizer.
     """
     config = run.config
-    documents, held_out = DOCUMENTS.open(config.data, config.eval_data, data_dir=config.data_dir)
-    held_out = sample_documents(held_out, config.eval_characters)
-    file = run.directory / "tokens.npy"
+    documents, unseen = DOCUMENTS.open(config.data, config.eval_data, data_dir=config.data_dir)
+    for line in report_left_out(documents, unseen):
+        run.say(line)
+    held_out = sample_documents(unseen, config.eval_characters)
+    kept = run.directory / "tokens.npy"
+
+    def read(file: Path, chosen: Tokenizer) -> tuple[Windows, Windows]:
+        train = _windows(np.load(file, mmap_mode="r"), config.length, f"the text of {documents.info.spec} to train on")
+        tokens = np.concatenate(list(tokens_of(held_out, chosen)))
+        return train, _windows(tokens, config.length, f"the held-out text of {unseen.info.spec}")
+
     with run.first_process_first():
+        if not kept.exists():  # What is too short is not kept: the next command may come with more.
+            with written_whole(run.directory, last=kept.name) as folder:
+                made = run.directory if (run.directory / "tokenizer_config.json").exists() else folder
+                chosen = _tokenizer(tokenizer, documents, config.vocab_size, made)
+                write_tokens(folder / kept.name, tokens_of(documents, chosen), chosen.vocab_size)
+                read(folder / kept.name, chosen)
         chosen = _tokenizer(tokenizer, documents, config.vocab_size, run.directory)
-        if not file.exists():
-            write_tokens(file, tokens_of(documents, chosen), chosen.vocab_size)
-    train = Windows(np.load(file, mmap_mode="r"), config.length)
-    unread = Windows(np.concatenate(list(tokens_of(held_out, chosen))), config.length)
+    train, unread = read(kept, chosen)
     characters = sum(map(len, held_out)) / len(unread.tokens)
     return Texts(chosen, train, unread, characters, _excerpt(held_out, chosen)[: (config.length + 1) // 2])
+
+
+def _windows(tokens: Integer[np.ndarray, "T"], length: int, text: str) -> Windows:
+    """Raises `UserError` for a text that is shorter than a window; `text` says which it is."""
+    if len(tokens) <= length:
+        shorter = f", or --length {len(tokens) - 1} at most" if len(tokens) > 1 else ""
+        raise UserError(
+            f"{text}, of {len(tokens)} tokens has no piece of {length + 1} (--length {length}): give more text{shorter}"
+        )
+    return Windows(tokens, length)
 
 
 def _tokenizer(name: str, documents: Source[str], vocab_size: int, directory: Path) -> Tokenizer:

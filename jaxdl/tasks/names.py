@@ -10,12 +10,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, PyTree
 
 from jaxdl import figures
-from jaxdl.data import LabelledText, Source
+from jaxdl.data import LabelledText, Source, report_left_out
 from jaxdl.data.names import Alphabet, normalise
 from jaxdl.errors import UserError
 from jaxdl.metrics import NGrams, accuracy, naive_bayes
 from jaxdl.tasks.sequences import Network, SequenceTask
 from jaxdl.training import Report
+
+DRAWN = 40
+"""Languages that have a row in a figure, at most."""
 
 
 class NamesTask(SequenceTask):
@@ -32,7 +35,8 @@ class NamesTask(SequenceTask):
         self.alphabet = _kept_alphabet(directory / "alphabet.json", (self.spelled(name)[:length] for name in self.names))
         self.num_symbols = len(self.alphabet)
         longer = np.mean([len(name) > length for name in self.names])
-        self.description = f"{len(self.names):,} names of {len(self.classes)} languages, {len(self.held_out):,} held out; {longer:.1%} are longer than {length} characters and cut"
+        told = "".join(f"\n{line}" for line in report_left_out(source, held_out))
+        self.description = f"{len(self.names):,} names of {len(self.classes)} languages, {len(self.held_out):,} held out; {longer:.1%} are longer than {length} characters and cut{told}"
 
     def spelled(self, name: str) -> str:
         """A name as it is read."""
@@ -161,27 +165,30 @@ class Generate(NamesTask):
 
     def show(self, network: Network, variables: PyTree) -> Report:
         names, labels = self.write(network, variables)
-        known = set(self.names)
+        drawn, known = self.classes[:DRAWN], set(self.names)
+        first = f" of the first {DRAWN} languages" if len(self.classes) > DRAWN else ""
+        own = np.flatnonzero(self.held_out_labels < len(drawn))
+        counted = self.counted[NGrams.ORDER]
         new = np.array([name not in known for name in names])
         return {
             "generation_novelty": float(new.mean()),
             "generation_distinct": len(set(zip(names, labels.tolist()))) / len(names),
             "generation_recognised": float((self._bayes.predict(names) == labels).mean()),
             "names": figures.texts_by_class(
-                names,
-                ~new,
-                self.classes,
-                title=f"names that the network wrote, at temperature {self.temperature:g} (orange: also among those it read)",
+                names[: self.WRITTEN * len(drawn)],
+                ~new[: self.WRITTEN * len(drawn)],
+                drawn,
+                title=f"names{first} that the network wrote, at temperature {self.temperature:g} (orange: also among those it read)",
             ),
             "bits": figures.means_by_class(
                 {
-                    "network": self.bits(network, variables),
-                    f"counting {NGrams.ORDER} characters at a time": self.counted[NGrams.ORDER],
+                    "network": self.bits(network, variables)[own],
+                    f"counting {NGrams.ORDER} characters at a time": [counted[index] for index in own],
                 },
-                self.held_out_labels,
-                self.classes,
+                self.held_out_labels[own],
+                drawn,
                 xlabel="bits per character (less is better)",
-                title="how surprising held-out names are",
+                title=f"how surprising held-out names{first} are",
             ),
         }
 

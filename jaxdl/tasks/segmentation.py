@@ -1,11 +1,11 @@
 """Semantic segmentation: instance masks to a class for each pixel, intersection over union, and pictures of what was taken for what."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Bool, Int, Int32, Key, PyTree
+from jaxtyping import Array, Bool, Int32, Integer, Key, PyTree, UInt8
 from PIL import Image as Picture
 
 from jaxdl import figures
@@ -54,7 +54,7 @@ def class_map(
     return moved.image, classes
 
 
-def resize_classes(classes: Int[np.ndarray, "H W"], size: tuple[int, int]) -> Int32[np.ndarray, "h w"]:
+def resize_classes(classes: Integer[np.ndarray, "H W"], size: tuple[int, int]) -> Int32[np.ndarray, "h w"]:
     """To a height and a width, each pixel with the class of the nearest one: classes have no mean."""
     if classes.shape == size:
         return classes.astype(np.int32)
@@ -86,15 +86,17 @@ class Segmentation:
         """`apply(variables, images)` gives the logits `B H W C` of the classes of each pixel of images as `process` prepares them. Measured are at most `count` images at their own size, to which what is predicted is brought. Raises `UserError` for a processor that crops."""
         if process.resize_mode != "stretch":
             raise UserError("an image processor that crops leaves pixels without a class: give one with resize_mode='stretch'")
-        self.train, self.process, self.classes = train, process, class_names(held_out)
-        self.images, self.true = zip(*(class_map(example) for example in evenly_spaced(held_out, count)))
+        self.train, self.held_out, self.count = train, held_out, count
+        self.process, self.classes = process, class_names(held_out)
+        # At the size that the network sees, and in 8 bits: a photograph and its classes take 84 MB otherwise.
+        small = lambda image, classes: (process.resize(image), classes.astype(np.uint8))
+        self.images, self.true = zip(*(small(*class_map(example)) for example in evenly_spaced(held_out, count)))
         self._classify = run.layout.inference(lambda variables, images: apply(variables, images).argmax(-1), batch_size)
         self.predicted = Latest(self._predicted)
-        """`(variables)` to the class of each pixel of each image; computed once for the same variables."""
+        """`(variables)` to the class of each pixel of each image as the network sees it; computed once for the same variables."""
 
-    def _predicted(self, variables: PyTree) -> list[Int32[np.ndarray, "_ _"]]:
-        found = self._classify(variables, map(self.process, self.images))
-        return [resize_classes(classes, true.shape) for classes, true in zip(found, self.true)]
+    def _predicted(self, variables: PyTree) -> UInt8[np.ndarray, "N H W"]:
+        return self._classify(variables, map(self.process, self.images)).astype(np.uint8)
 
     def evaluate(self, variables: PyTree, key: Key[Array, ""]) -> Report:
         """`mean_iou`, `pixel_accuracy` and `dice`, counted over all pixels of all images."""
@@ -111,17 +113,21 @@ class Segmentation:
         )
         chosen = np.linspace(0, len(labels) - 1, min(len(labels), PIXELS)).astype(np.int64)
         tree = DecisionTreeClassifier(max_leaf_nodes=256, random_state=0).fit(colors[chosen], labels[chosen])
-        told = [tree.predict(image.reshape(-1, image.shape[-1])).reshape(image.shape[:2]) for image in self.images]
+        images = (example.image for example in evenly_spaced(self.held_out, self.count))
+        told = (tree.predict(image.reshape(-1, image.shape[-1])).reshape(image.shape[:2]) for image in images)
         return {f"single_pixel_{name}": value for name, value in self._score(told).items()}
 
-    def _score(self, predicted: list[Int[np.ndarray, "_ _"]]) -> Report:
-        counts = sum(class_counts(true, found, len(self.classes)) for true, found in zip(self.true, predicted))
+    def _score(self, predicted: Iterable[Integer[np.ndarray, "_ _"]]) -> Report:
+        """Of classes of pixels, which are brought to the size of each image."""
+        pairs = ((true, resize_classes(found, true.shape)) for true, found in zip(self.true, predicted))
+        counts = sum(class_counts(true, found, len(self.classes)) for true, found in pairs)
         return {"mean_iou": mean_iou(counts), "pixel_accuracy": pixel_accuracy(counts), "dice": mean_dice(counts)}
 
     def show(self, variables: PyTree, key: Key[Array, ""]) -> Report:
         """What is in some images, and beside it what was found."""
         masks: list[Bool[np.ndarray, "C H W"]] = []
-        for pair in zip(self.true[:SHOWN], self.predicted(variables)[:SHOWN]):
+        for true, found in zip(self.true[:SHOWN], self.predicted(variables)[:SHOWN]):
+            pair = (resize_classes(true, self.process.size), found)
             masks += [np.stack([classes == number for number in range(1, len(self.classes))]) for classes in pair]
         images = [image for image in self.images[:SHOWN] for _ in range(2)]
         titles = ["true", "predicted"] * (len(images) // 2)

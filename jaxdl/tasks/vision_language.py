@@ -13,6 +13,7 @@ from jaxtyping import Array, Key, PyTree, UInt8
 
 from jaxdl import figures
 from jaxdl.data import AnnotatedImage, Source, evenly_spaced
+from jaxdl.data.image import ImageProcessor
 from jaxdl.data.location_tokens import boxes_to_words, words_to_boxes
 from jaxdl.metrics import bleu, matched_iou
 from jaxdl.tasks.annotated import open_annotated
@@ -84,14 +85,15 @@ class EvalSet:
     questions: list[Question]
 
     @classmethod
-    def of(cls, held_out: Source[AnnotatedImage], ask: Ask, count: int) -> "EvalSet":
-        """Of each of `count` images one question of every category that there is, now this one and now that."""
+    def of(cls, held_out: Source[AnnotatedImage], ask: Ask, count: int, process: ImageProcessor | None = None) -> "EvalSet":
+        """Of each of `count` images one question of every category that there is, now this one and now that. Where `process` stretches images, they are kept as small as it makes them."""
+        keep = process.resize if process and process.resize_mode == "stretch" else lambda image: image
         images, chosen = [], []
         for number, example in enumerate(evenly_spaced(held_out, count)):
-            offered = ask(example)
+            offered, image = ask(example), keep(example.image)
             for category in CATEGORIES:
                 if of_category := [question for question in offered if question.category == category]:
-                    images.append(example.image)
+                    images.append(image)
                     chosen.append(of_category[number % len(of_category)])
         return cls(images, chosen)
 

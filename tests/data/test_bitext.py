@@ -61,7 +61,7 @@ def test_what_is_missing_or_wrong_is_refused_by_name(tmp_path):
     refused("2 lines and .*train.de 1: each line must have its translation")
     write(tmp_path, "train.de", "", "")
     refused("have no sentences")
-    (tmp_path / "train.de").write_bytes(b"\xff\xfe")
+    (tmp_path / "train.de").write_bytes(b"\xff\xfa")
     refused(r"no text in UTF-8 \(byte 0\)")
     (tmp_path / "train.de").unlink()
     packed = gzip.compress(b"eins\nzwei\n" * 100)

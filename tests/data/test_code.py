@@ -4,7 +4,7 @@ import ast
 import importlib
 import inspect
 
-from jaxdl.data import TEXT_PAIRS
+from jaxdl.data import TEXT_PAIRS, code
 
 
 def test_docstrings_are_those_that_python_finds():
@@ -41,3 +41,9 @@ def test_modules_are_on_one_side_and_no_docstring_on_both():
     assert not top[0] & top[1] and len(top[1]) > 8
     assert not {pair.query for pair in train} & {pair.query for pair in test}
     assert test.info.left_out < len(test)
+
+
+def test_a_form_feed_ends_no_line(tmp_path):
+    """As it does for `str.splitlines`: bodies would be those of other lines."""
+    (tmp_path / "old.py").write_text('a = "\u2028"\n\x0c\ndef f():\n    """What it is."""\n    return 1\n')
+    assert [pair.document for pair in code._pairs(tmp_path / "old.py", "old")] == ["return 1"]

@@ -105,7 +105,7 @@ def test_lists_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(UserError, match=r"Greek\.txt has no names"):
         NAMES.open(spec)
     (tmp_path / "Greek.txt").write_bytes("Abc\nPérez\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"Greek\.txt is not UTF-8 \(byte 5\)"):
+    with pytest.raises(UserError, match=r"Greek\.txt is no text in UTF-8 \(byte 5\) in line 2"):
         NAMES.open(spec)
 
 

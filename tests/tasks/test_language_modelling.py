@@ -169,3 +169,35 @@ def test_a_prompt_without_a_token_is_refused(tmp_path):
     config = Config(data=f"folder:{tmp_path / 'book.txt'}", length=8, prompt=" ", tokenizer=str(tmp_path / "words"))
     with pytest.raises(UserError, match="the prompt ' ' has no token"):
         told(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("tokenizer", ["characters", "bytes"])
+@pytest.mark.parametrize(("train", "held_out"), [(30, 800), (800, 30), (1, 800), (800, 1)])
+def test_a_text_that_is_too_short_is_named_and_what_is_advised_works(tmp_path, tokenizer, train, held_out):
+    (tmp_path / "train.txt").write_text(TEXT[:train])
+    (tmp_path / "held_out.txt").write_text(TEXT[-held_out:])
+    names = [f"folder:{tmp_path / name}.txt" for name in ("train", "held_out")]
+    config = Config(data=names[0], eval_data=names[1], length=64, vocab_size=258)
+    which = f"the text of {names[0]} to train on" if train < held_out else f"the held-out text of {names[1]}"
+    with pytest.raises(UserError, match=f"{which}, of .* tokens has no piece of 65 .*: give more text") as error:
+        opened(config, tmp_path / "run", tokenizer)
+    if advised := str(error.value).partition("or --length ")[2]:
+        shorter = dataclasses.replace(config, length=int(advised.split()[0]))
+        assert opened(shorter, tmp_path / "other", tokenizer)[1].held_out.length == shorter.length
+    else:
+        assert min(train, held_out) == 1
+    for name in ("train", "held_out"):
+        (tmp_path / f"{name}.txt").write_text(TEXT)
+    _, texts = opened(config, tmp_path / "run", tokenizer)  # The same command, with more text.
+    assert len(texts.train) > 300 and len(texts.held_out) > 300 and texts.tokenizer.decode(texts.train[0].tokens) == TEXT[:65]
+
+
+def test_files_that_are_not_read_are_told(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(Run, "say", lambda run, text: told.append(text))
+    for name in ("a.txt", "b.pdf", ".c.txt"):
+        (tmp_path / name).write_text(TEXT)
+    opened(Config(data=f"folder:{tmp_path}", length=16), tmp_path.with_name(f"{tmp_path.name}-run"))
+    assert told == [f"folder:{tmp_path}: not read: 1 .pdf, 1 hidden"] or told == [
+        f"folder:{tmp_path}: not read: 1 hidden, 1 .pdf"
+    ]
