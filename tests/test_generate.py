@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from jaxdl.errors import UserError
 from jaxdl.generate import Beam, Sampling, beam_search, choose, filter_logits, generate
+from jaxdl.generate.loop import _generate
 from jaxdl.nn import Cache
 
 KEY = jax.random.key(0)
@@ -55,7 +56,7 @@ def test_a_limit_ends_the_loop_before_its_steps_are_made_and_needs_no_compilatio
         jax.effects_barrier()
         count = min(limit, 9)
         assert out[0, :count].tolist() == [int(row[0]) for row in seen] == [(1 + step) % 5 for step in range(count)]
-        programs.append(generate._cache_size())
+        programs.append(_generate._cache_size())
     assert len(set(programs)) == 1
 
 

@@ -84,6 +84,9 @@ class PromptProcessor:
             raise UserError("one text where a sequence of texts belongs: give a list")
         if answers is not None and len(answers) != len(questions):
             raise UserError(f"{len(answers)} answers to {len(questions)} questions: give one for each")
+        for question in questions:
+            if IMAGE_TOKEN in question:
+                raise UserError(f"the question {question!r} holds {IMAGE_TOKEN}, which is put before it here: leave it out")
         image = [self.image_token] * self.num_image_tokens
         heads = [image + ids for ids in self._encode([f"{BOS}{question}\n" for question in questions])]
         tails = [[] for _ in heads] if answers is None else [[*ids, self.end] for ids in self._encode(list(answers))]

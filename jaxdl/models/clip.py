@@ -26,6 +26,7 @@ from jaxdl.nn import (
     TransformerBlock,
     dot_product_attention,
     gelu,
+    known_tokens,
     patchify,
     silu,
 )
@@ -97,7 +98,7 @@ class TextTower(nn.Module):
         embedding = nn.Embed(
             self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype, name="tokens"
         )
-        x = LearnedPositions(name="positions")(embedding(tokens))
+        x = LearnedPositions(name="positions")(embedding(known_tokens(tokens, self.vocab_size)))
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         x = _encoder(self, is_causal=True)(x, train=train)
         ends = (tokens if self.end is None else tokens == self.end).argmax(1)

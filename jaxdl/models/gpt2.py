@@ -10,6 +10,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
@@ -24,6 +25,7 @@ from jaxdl.nn import (
     Transformer,
     TransformerBlock,
     dot_product_attention,
+    known_tokens,
 )
 from jaxdl.nn.transformer import as_rows
 from jaxdl.weights import UNCHANGED, Rows, Table, norm, packed
@@ -84,7 +86,7 @@ class GPT(nn.Module):
         count = tokens.shape[1]
         if count > self.length:
             raise UserError(f"{count} tokens are more than the {self.length} positions that this GPT has: give fewer")
-        x = self._embed(tokens, self.positions[:count], train)
+        x = self._embed(known_tokens(tokens, self.vocab_size), self.positions[:count], train)
         return GPTOutput(self._logits(self.decoder(x, train=train)))
 
     def empty_cache(self, batch: int, slots: int, dtype: DTypeLike | None = None) -> Cache:
@@ -98,6 +100,7 @@ class GPT(nn.Module):
     ) -> tuple[GPTOutput, Cache]:
         """Decodes the next `T` tokens (a whole prompt or a single one) and returns the extended cache. `valid` is true for real tokens; padding may be on either side."""
         valid = jnp.ones(tokens.shape, bool) if valid is None else valid
+        tokens = known_tokens(tokens, self.vocab_size, valid)
         places = jnp.clip(cache.positions(valid), 0, self.length - 1)
         x, cache = self.decoder.decode(self._embed(tokens, self.positions[places], False), cache, valid=valid)
         return GPTOutput(self._logits(x)), cache
@@ -125,21 +128,22 @@ def continue_text(
     *,
     tokens: int,
     sampling: Sampling = Sampling(),
-    end: int | None = None,
+    end: int | Sequence[int] | None = None,
     stream: Callable[[int], None] | None = None,
 ) -> list[int]:
-    """Up to `tokens` tokens that continue `text`, stopping after `end`. `stream` is called with each token as it is made.
+    """Up to `tokens` tokens that continue `text`, stopping after `end`, or one of several. `stream` is called with each token as it is made.
 
     When the context is full, generation continues from its last half, as it does from a text longer than the context. Raises `UserError` for an empty text.
     """
-    if not text:
+    if not len(text):
         raise UserError("there is no token to continue from: give some text")
+    ends = {int(token) for token in np.atleast_1d([] if end is None else end)}
     half = (module.length + 1) // 2
     cache = module.empty_cache(1, module.length)
     # One callback for all rounds, so that they share one compiled program.
     streamed = None if stream is None else lambda row: stream(int(row[0]))
     written: list[int] = []
-    while len(written) < tokens and end not in written:
+    while len(written) < tokens and ends.isdisjoint(written):
         seen, missing = [*text, *written], tokens - len(written)
         if len(seen) > module.length:
             seen = seen[-half:]
@@ -151,7 +155,8 @@ def continue_text(
             steps=module.length + 1 - width, sampling=sampling, valid=jnp.arange(width)[None] >= padding, end=end,
             limit=jnp.asarray(missing), stream=streamed,
         )[0, :missing].tolist()  # fmt: skip
-        written += made[: made.index(end) + 1] if end in made else made
+        last = next((place for place, token in enumerate(made) if token in ends), len(made))
+        written += made[: last + 1]
     jax.effects_barrier()
     return written
 

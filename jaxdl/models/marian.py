@@ -6,6 +6,7 @@ Published weights are those of Marian (Junczys-Dowmunt et al. 2018), with which 
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -28,6 +29,7 @@ from jaxdl.nn import (
     dot_product_attention,
     gelu,
     gelu_tanh,
+    known_tokens,
     padding_mask,
     segment_mask,
     silu,
@@ -136,7 +138,7 @@ class EncoderDecoder(nn.Module):
         else:
             mask, memory_mask = segment_mask(target_segments), segment_mask(target_segments, source_segments)
             places = segment_positions(target_segments)
-        x = self._embed(target, places, train)
+        x = self._embed(known_tokens(target, self.vocab_size), places, train)
         x = self.decoder(x, memory, mask=mask, memory_mask=memory_mask, train=train)
         return EncoderDecoderOutput(self._logits(x))
 
@@ -148,7 +150,8 @@ class EncoderDecoder(nn.Module):
             mask, places = padding_mask(source != self.pad), self._places(source)
         else:
             mask, places = segment_mask(segments), segment_positions(segments)
-        return self.encoder(self._embed(source, places, train), mask=mask, train=train)
+        real = source != self.pad if segments is None else segments != 0
+        return self.encoder(self._embed(known_tokens(source, self.vocab_size, real), places, train), mask=mask, train=train)
 
     def cache_memory(self, source: Int[Array, "B S"]) -> Cache:
         """Encodes sources and projects them to keys and values for `decode`, once."""
@@ -168,6 +171,7 @@ class EncoderDecoder(nn.Module):
         """Decodes the next `T` target tokens, the very first being `start`, and returns the extended cache; `memory` is from `cache_memory`."""
         valid = jnp.ones(target.shape, bool) if valid is None else valid
         places = jnp.clip(cache.positions(valid), 0, self.length - 1)
+        target = known_tokens(target, self.vocab_size, valid)
         x, cache = self.decoder.decode(self._embed(target, places, False), cache, memory, valid=valid)
         return EncoderDecoderOutput(self._logits(x)), cache
 
@@ -214,10 +218,10 @@ def translate(
     source: Int[Array, "B S"],
     *,
     steps: int,
-    end: int,
+    end: int | Sequence[int],
     beam: Beam | None = Beam(),
 ) -> Int[Array, "B steps"]:
-    """The best translation of each source by beam search, in at most `steps` tokens, filled with `end`. Without a beam it is greedy.
+    """The best translation of each source by beam search, in at most `steps` tokens, filled with `end`, the first of several. Without a beam it is greedy.
 
     Call it under `jit`, with its arrays as arguments. Padding is never generated. Raises `UserError` for more steps than positions.
     """

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
@@ -19,7 +21,7 @@ from jaxdl.generate import Decode, Sampling, generate
 from jaxdl.models import gemma, siglip
 from jaxdl.models.gemma import Gemma
 from jaxdl.models.siglip import VisionTower
-from jaxdl.nn import Cache
+from jaxdl.nn import Cache, known_tokens
 from jaxdl.weights import Table, dense, image_settings
 
 
@@ -33,7 +35,7 @@ class PaliGemmaOutput:
 class PaliGemma(nn.Module):
     """The patches of an image through the vision tower without its head, a linear map to the width of the decoder, and the decoder over patches and tokens (Beyer et al. 2024, section 2).
 
-    `image_token` marks the positions of the patches among the tokens, one for each; a row with another number of them gives NaN. Projected patches are not multiplied by √width as token embeddings are. Attention is bidirectional over the prefix (image and question) and causal over the answer. Positions count from 1.
+    `image_token` marks the positions of the patches among the tokens, one for each. Projected patches are not multiplied by √width as token embeddings are. Attention is bidirectional over the prefix (image and question) and causal over the answer. Positions count from 1.
 
     `PaliGemma.variant("3b")` is a published size; `jaxdl.data.prompts` makes its inputs.
     """
@@ -67,16 +69,25 @@ class PaliGemma(nn.Module):
     ) -> tuple[PaliGemmaOutput, Cache]:
         """Decodes the whole prefix, with its `images`, or the next tokens of the answer, any number at a time, and returns the extended cache. `valid` is true for real tokens: prefixes of different lengths are padded on the left."""
         valid = jnp.ones(tokens.shape, bool) if valid is None else valid
-        x = self.text.embed(tokens) if images is None else self._embed(images, tokens, False)
+        if images is None:
+            x = self.text.embed(known_tokens(tokens, self.text.vocab_size, valid))
+        else:
+            x = self._embed(images, tokens, False, valid)
         positions = 1 + cache.positions(valid)
         x, cache = self.text.decode(x, cache, valid=valid, positions=positions, is_causal=images is None)
         return PaliGemmaOutput(self.text.logits(x)), cache
 
-    def _embed(self, images: Float[Array, "B H W C"], tokens: Int[Array, "B T"], train: bool) -> Float[Array, "B T D"]:
-        """Token embeddings, with those of the patches, in order, at the positions of `image_token`."""
+    def _embed(
+        self, images: Float[Array, "B H W C"], tokens: Int[Array, "B T"], train: bool, valid: Bool[Array, "B T"] | None = None
+    ) -> Float[Array, "B T D"]:
+        """Token embeddings, with those of the patches, in order, at the positions of `image_token`. Raises `UserError` where those are not as many, which under `jit` is not known and gives NaN."""
         patches = self.projection(self.vision(images, train=train))
+        check_image_tokens(tokens, self.image_token, patches.shape[1])
         seen = tokens == self.image_token
-        x = self.text.embed(jnp.where(seen, 0, tokens))  # Its own vector is not used, and may be beyond the vocabulary.
+        text = ~seen if valid is None else valid & ~seen
+        x = self.text.embed(
+            known_tokens(tokens, self.text.vocab_size, text)
+        )  # Its own vector is not used, and may be beyond the vocabulary.
         patch = jnp.clip(jnp.cumsum(seen, 1) - 1, 0, patches.shape[1] - 1)
         x = jnp.where(seen[..., None], jnp.take_along_axis(patches, patch[..., None], axis=1), x)
         return jnp.where((seen.sum(1) == patches.shape[1])[:, None, None], x, jnp.nan)
@@ -91,6 +102,17 @@ class PaliGemma(nn.Module):
         return cls(tower, Gemma.variant(row.text, vocab_size=VOCABULARY, **changes), IMAGE_TOKEN)
 
 
+def check_image_tokens(tokens: Int[Array, "B T"], image_token: int, patches: int) -> None:
+    """Raises `UserError` where a row has other than a token for each patch of its image, if tokens are known."""
+    if isinstance(tokens, jax.core.Tracer):
+        return
+    for row, count in enumerate((np.asarray(tokens) == image_token).sum(1)):
+        if count != patches:
+            raise UserError(
+                f"row {row} has {count} tokens of an image (id {image_token}), and the image has {patches} patches: use a PromptProcessor of {patches} image tokens"
+            )
+
+
 def answer(
     module: PaliGemma,
     variables: PyTree,
@@ -100,15 +122,17 @@ def answer(
     key: PRNGKeyArray | None = None,
     *,
     steps: int,
-    end: int | None = None,
+    end: int | Sequence[int] | None = None,
     sampling: Sampling = Sampling(temperature=0),
 ) -> Int[Array, "B steps"]:
     """Generates the answers to rows of image and question, padded on the left, in at most `steps` tokens, filled with `end`. Greedy by default; other `sampling` needs a `key`.
 
-    Call it under `jit`, with its arrays as arguments.
+    Call it under `jit`, with its arrays as arguments. Raises `UserError` as `generate` does, and where a row has other than a token for each patch.
     """
     key = jax.random.key(0) if key is None else key
-    cache = module.empty_cache(len(tokens), tokens.shape[1] + steps - 1)
+    side = module.vision.patch_size
+    check_image_tokens(tokens, module.image_token, (images.shape[1] // side) * (images.shape[2] // side))
+    cache = module.empty_cache(len(tokens), tokens.shape[1] + max(steps, 1) - 1)
     given = _next_logits(module), (variables, images), tokens, cache, key
     return generate(*given, steps=steps, sampling=sampling, valid=valid, end=end)
 

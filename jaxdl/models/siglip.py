@@ -23,6 +23,7 @@ from jaxdl.nn import (
     Transformer,
     TransformerBlock,
     dot_product_attention,
+    known_tokens,
 )
 from jaxdl.weights import (
     UNCHANGED,
@@ -92,6 +93,7 @@ class TextTower(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B D"]:
+        tokens = known_tokens(tokens, self.vocab_size)
         x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name="tokens")(tokens)
         x = LearnedPositions(name="positions")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)

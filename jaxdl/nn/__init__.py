@@ -15,7 +15,7 @@ from jaxdl.nn.convolution import (
     unfold,
 )
 from jaxdl.nn.deformable import DeformableConv, deformable_convolve, sample_bilinear
-from jaxdl.nn.embedding import PatchEmbedding, patchify, unpatchify
+from jaxdl.nn.embedding import PatchEmbedding, known_tokens, patchify, unpatchify
 from jaxdl.nn.latent_attention import LatentAttention
 from jaxdl.nn.linear_attention import (
     LinearState,
@@ -145,6 +145,7 @@ __all__ = [
     "hard_swish",
     "instance_norm",
     "interpolate_positions",
+    "known_tokens",
     "layer_norm",
     "leaky_relu",
     "length_mask",

@@ -16,6 +16,7 @@ import pallas_kernels
 from jaxdl.errors import UserError, unknown
 from jaxdl.nn.cache import Cache, cache_dtype, empty_state, from_cache, state_decoder
 from jaxdl.nn.masks import Window, causal_mask, length_mask, padding_mask, window_mask, window_sides
+from pallas_kernels.attention import checks
 
 Attention = Callable[..., Array]
 """`attention(query, key, value, bias=None, mask=None, *, scale=None, is_causal=False, ...)` on `B T N H`, `B S K H`, `B S K H`; a mask is true where a query may look."""
@@ -44,7 +45,7 @@ def dot_product_attention(
 
     With K < N key heads, heads `i · N/K` to `(i + 1) · N/K − 1` share the i-th (Ainslie et al. 2023, section 2.2): no key is copied. Logits and softmax are in float32 (or wider), the weights are rounded to the dtype of the values. Raises `UserError` if K does not divide N, for arrays, a bias or a mask of other than four axes, and for a negative window.
     """
-    check_operands(query, key, value, bias, mask)
+    check_operands(query, key, value, bias, mask, scale=scale, soft_cap=logits_soft_cap)
     (batch, queries, heads, width), (keys, groups) = query.shape, key.shape[1:3]
     masks = [] if mask is None else [mask]
     if is_causal:
@@ -57,15 +58,14 @@ def dot_product_attention(
     if key_value_seq_lengths is not None:
         masks.append(length_mask(key_value_seq_lengths, keys))
     mask = functools.reduce(operator.and_, masks) if masks else None
+    key, value, broken = finite(key, value) if masks else (key, value, None)
 
     # Heads before positions, so that products are of matrices as they lie in memory. Queries that share a key are rows of one of them.
     by_groups = batch, groups, heads // groups * queries
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    products = jnp.einsum(
-        "bkrh,bksh->bkrs", query.reshape(*by_groups, width), key, preferred_element_type=wide, precision=_precision(query.dtype)
-    )
-    logits = products.reshape(batch, heads, queries, keys) * (width**-0.5 if scale is None else scale)
+    logits = _products(query.reshape(*by_groups, width), key).reshape(batch, heads, queries, keys)
+    logits *= width**-0.5 if scale is None else scale
     if logits_soft_cap is not None:
         logits = logits_soft_cap * jnp.tanh(logits / logits_soft_cap)
     if bias is not None:
@@ -76,7 +76,9 @@ def dot_product_attention(
     attended = jnp.einsum("bkrs,bksv->bkrv", weights.reshape(*by_groups, keys), value)
     attended = attended.reshape(batch, heads, queries, value.shape[-1]).swapaxes(1, 2)
     if mask is not None:
-        attended = jnp.where(mask.any(-1).swapaxes(1, 2)[..., None], attended, 0)
+        seen = lambda keys: (mask & keys).any(-1).swapaxes(1, 2)[..., None]
+        attended = jnp.where(seen(True), attended, 0)
+        attended = jnp.where(seen(jnp.repeat(broken.swapaxes(1, 2)[:, :, None], heads // groups, 1)), jnp.nan, attended)
     return attended
 
 
@@ -87,24 +89,54 @@ Both compute the same function, so any Transformer of the library can use either
 """
 
 
-def check_operands(query: Array, key: Array, value: Array, bias: Array | None = None, mask: Array | None = None) -> None:
-    """Raises `UserError` unless query, key and value are `B T N H`, `B S K H` and `B S K V` with K dividing N, and bias and mask have four axes, each 1 or that of `B N T S`: three would be taken for `N T S`, whoever meant `B T S`."""
+def check_operands(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    *,
+    scale: float | Array | None = None,
+    soft_cap: float | None = None,
+) -> None:
+    """Raises `UserError` unless query, key and value are `B T N H`, `B S K H` and `B S K V` of one dtype with K dividing N, and bias and mask have four axes, each 1 or that of `B N T S`: three would be taken for `N T S`, whoever meant `B T S`. What they and the numbers may hold is what `pallas_kernels` takes."""
     shapes = [tuple(x.shape) for x in (query, key, value)]
     if any(len(shape) != 4 for shape in shapes) or key.shape[:3] != value.shape[:3] or query.shape[0] != key.shape[0]:
         raise UserError(f"queries, keys and values are `B T N H`, `B S K H`, `B S K V`, and were given as {shapes}")
-    (batch, queries, heads, _), (_, keys, groups, _) = query.shape, key.shape
-    if heads % groups:
+    (batch, queries, heads, width), (_, keys, groups, key_width) = query.shape, key.shape
+    if width != key_width:
+        raise UserError(f"queries of width {width} have no product with keys of width {key_width}: give both one width")
+    if not groups or heads % groups:
         raise UserError(f"{heads} query heads cannot share {groups} key/value heads: choose a divisor of {heads}")
     whole = batch, heads, queries, keys
     for name, x in (("bias", bias), ("mask", mask)):
         if x is not None and (x.ndim != 4 or any(given not in (1, full) for given, full in zip(x.shape, whole))):
             raise UserError(f"a {name} of shape {x.shape} does not fit: give four axes `B N T S`, each 1 or that of {whole}")
+    try:
+        checks.check_dtypes(query, key, value, bias, mask)
+        checks.check_numbers(scale, soft_cap)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
-def _precision(dtype: DTypeLike) -> jax.lax.DotAlgorithmPreset | None:
-    """Factors in half precision are summed in float32. With the default precision, the float32 of the sum would widen the factors of the gradient."""
-    presets = {"bfloat16": jax.lax.DotAlgorithmPreset.BF16_BF16_F32, "float16": jax.lax.DotAlgorithmPreset.F16_F16_F32}
-    return presets.get(jnp.dtype(dtype).name)
+def finite(
+    key: Float[Array, "B S K H"], value: Float[Array, "B S K V"]
+) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K V"], Bool[Array, "B S K"]]:
+    """Keys and values with 0 where one of them is not finite, and where that is: a weight of 0 does not hide NaN, here or in a gradient. Who sees such a key gets NaN all the same."""
+    broken = ~(jnp.isfinite(key).all(-1) & jnp.isfinite(value).all(-1))
+    return jnp.where(broken[..., None], 0, key), jnp.where(broken[..., None], 0, value), broken
+
+
+def _products(query: Float[Array, "B K R H"], key: Float[Array, "B K S H"]) -> Float[Array, "B K R S"]:
+    """Of each query and key, summed in float32 or wider. With the default precision, the float32 of the sum would widen the factors of the gradient."""
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    multiply = functools.partial(jnp.einsum, "bkrh,bksh->bkrs", preferred_element_type=wide)
+    if query.dtype == jnp.bfloat16:
+        return multiply(query, key, precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32)
+    if query.dtype == jnp.float16:  # No CPU has such an algorithm.
+        narrow = functools.partial(multiply, precision=jax.lax.DotAlgorithmPreset.F16_F16_F32)
+        return jax.lax.platform_dependent(query, key, cpu=lambda q, k: multiply(q.astype(wide), k.astype(wide)), default=narrow)
+    return multiply(query, key)
 
 
 def within(

@@ -1,11 +1,27 @@
-"""Patches of images, and their embedding."""
+"""Patches of images and ids of tokens, before they are embedded."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdl.errors import UserError
+
+
+def known_tokens(tokens: Int[Array, "B T"], vocab_size: int, valid: Bool[Array, "B T"] | None = None) -> Int[Array, "B T"]:
+    """Ids of the rows of a table: as they are, but 0 for padding, where `valid` is false: whatever id that has, it is not looked at.
+
+    Raises `UserError` for an id that the table lacks, as far as ids are known: those under `jit` are not, and NaN comes of them.
+    """
+    if not isinstance(tokens, jax.core.Tracer) and not isinstance(valid, jax.core.Tracer):
+        real = np.asarray(tokens) if valid is None else np.asarray(tokens)[np.asarray(valid)]
+        if (beyond := real[(real < 0) | (real >= vocab_size)]).size:
+            raise UserError(
+                f"there is a token {beyond[0]}, and the model has those from 0 to {vocab_size - 1}: use the tokenizer of the model, and mask padding"
+            )
+    return tokens if valid is None else jnp.where(valid, tokens, 0)
 
 
 def patchify(images: Float[Array, "B H W C"], patch_size: int) -> Float[Array, "B T P"]:

@@ -90,6 +90,8 @@ def linear_decode(
     Within a chunk every query meets every earlier key; what came before the chunk is in the state. Time and memory are O(T), also backwards, where a state is kept for each chunk and the inside of a chunk is computed again.
     """
     batch, length, heads, _ = query.shape
+    if mask is not None:
+        key, value = (_without(mask, x) for x in (key, value))
     query_features, _ = _features(feature_map, query, scale)
     key_features, log_scales = _features(feature_map, key, scale)
     if mask is not None:
@@ -176,6 +178,8 @@ def linear_attention(
     if bias is not None or local_window_size is not None:
         given = "a window" if bias is None else "a bias"
         raise UserError(f"linear attention cannot take {given}: use `jax.nn.dot_product_attention` or a windowed attention")
+    if mask is not None and mask.dtype != bool:
+        raise UserError(f"a mask is bool, true where a query may look, and was given as {mask.dtype}")
     if mask is not None and (mask.ndim != 4 or mask.shape[1:3] != (1, 1)):
         raise UserError(
             f"linear attention cannot take a mask of shape {mask.shape}: "
@@ -203,10 +207,16 @@ def linear_attention(
     return attended
 
 
+def _without(seen: Bool[Array, "B S"], x: Float[Array, "B S K H"]) -> Float[Array, "B S K H"]:
+    """Keys or values with 0 for what is not seen: a feature that weighs nothing does not hide NaN."""
+    return jnp.where(seen[..., None, None], x, 0)
+
+
 def _attend_to_all(
     query: Array, key: Array, value: Array, seen: Bool[Array, "B S"], scale: float | None, feature_map: FeatureMap
 ) -> Float[Array, "B T N V"]:
     batch, length, heads, _ = query.shape
+    key, value = (_without(seen, x) for x in (key, value))
     query_features, _ = _features(feature_map, query, scale)
     key_features, log_scales = _features(feature_map, key, scale)
     log_scales = jnp.where(seen[..., None], log_scales, -jnp.inf)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jaxdl.errors import UserError
+from pallas_kernels.attention import checks
 
 Count = int | np.integer
 
@@ -26,11 +27,11 @@ def places(given: Places) -> Int[Array, "#B _"]:
 
 
 def window_sides(window: Window) -> tuple[int, int]:
-    """Left and right. Raises `UserError` for a side below 0."""
-    sides = tuple(window) if np.ndim(window) else (window, window)
-    if len(sides) != 2 or min(sides) < 0:
-        raise UserError(f"a window of {window} keys to the left and right: give two numbers from 0 on, or one for both sides")
-    return operator.index(sides[0]), operator.index(sides[1])
+    """Left and right, at most 2³⁰. Raises `UserError` for a side below 0 and what is no whole number."""
+    try:
+        return checks.window_sides(window)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def window_mask(
@@ -44,9 +45,9 @@ def window_mask(
     key = places(queries if keys is None else keys)[:, None, None, :]
     mask = jnp.ones(jnp.broadcast_shapes(query.shape, key.shape), bool)
     if left is not None:
-        mask &= key >= query - left
+        mask &= key >= query - min(max(operator.index(left), -checks.FAR), checks.FAR)
     if right is not None:
-        mask &= key <= query + right
+        mask &= key <= query + min(max(operator.index(right), -checks.FAR), checks.FAR)
     return mask
 
 

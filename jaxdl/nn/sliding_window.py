@@ -5,11 +5,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 import pallas_kernels
 from jaxdl.errors import UserError, unknown
-from jaxdl.nn.attention import check_operands, dot_product_attention
+from jaxdl.nn.attention import check_operands, dot_product_attention, finite
 from jaxdl.nn.masks import Window, length_mask, window_sides
 from pallas_kernels.attention.problem import BlockSizes
 
@@ -46,7 +46,7 @@ def sliding_window_attention(
         raise unknown("implementation of a sliding window", implementation, _IMPLEMENTATIONS)
     if block is not None and block < 1:
         raise UserError(f"blocks of {block} queries: give a number from 1 on")
-    check_operands(query, key, value, bias, mask)
+    check_operands(query, key, value, bias, mask, scale=scale, soft_cap=logits_soft_cap)
     if implementation == "pallas":
         options |= dict(is_causal=is_causal, local_window_size=window, block_sizes=BlockSizes(block, block, block, block))
         return pallas_kernels.dot_product_attention(query, key, value, bias, mask, **options)
@@ -54,6 +54,7 @@ def sliding_window_attention(
         return dot_product_attention(query, key, value, bias, mask, is_causal=is_causal, local_window_size=window, **options)
 
     (batch, _, heads, width), groups = query.shape, key.shape[2]
+    key, value, broken = finite(key, value)
     left, right = (window[0], 0) if is_causal else window
     # Measured on a CPU: small blocks waste less beside the window, large ones repeat fewer keys and are faster to multiply.
     size = min(block or 64 * min(max(round((left + right) / 128), 1), 4), queries)
@@ -67,7 +68,7 @@ def sliding_window_attention(
         x = jnp.pad(x, [(0, 0), (0, blocks * size - queries), (0, 0), (0, 0)])
         return x.reshape(batch, blocks, size, groups, heads // groups, -1).transpose(1, 0, 3, 4, 2, 5)
 
-    def near(x: Float[Array, "B S K H"]) -> Float[Array, "blocks B K span H"]:
+    def near(x: Shaped[Array, "B S K H"]) -> Shaped[Array, "blocks B K span H"]:
         end = (blocks + after) * size
         x = jnp.pad(x[:, :end], [(0, 0), (before * size, max(end - keys, 0)), (0, 0), (0, 0)])
         x = x.reshape(batch, -1, size, *x.shape[2:])
@@ -104,9 +105,11 @@ def sliding_window_attention(
         weights = jnp.where(allowed, jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))), 0)
         total = weights.sum(-1, keepdims=True)
         sums = jnp.einsum("bkgts,bksv->bkgtv", weights.astype(value.dtype), one["value"], preferred_element_type=wide)
-        return (sums / jnp.where(total > 0, total, 1)).astype(value.dtype)
+        spoiled = (allowed & one["broken"][:, :, None, None]).any(-1, keepdims=True)
+        return jnp.where(spoiled, jnp.nan, sums / jnp.where(total > 0, total, 1)).astype(value.dtype)
 
     each = dict(rows=rows, columns=columns, query=own(query), key=near(key), value=near(value))
+    each["broken"] = near(broken[..., None])[..., 0]
     if bias is not None:
         each["bias"] = band(bias)
     if mask is not None:

@@ -15,7 +15,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jax.typing import ArrayLike
 
-from pallas_kernels.attention import devices, differentiation, jax_nn, vmap
+from pallas_kernels.attention import checks, devices, differentiation, jax_nn, vmap
 from pallas_kernels.attention.masks import Mask
 from pallas_kernels.attention.problem import BlockSizes, Gradients, Operands, Spec
 
@@ -174,11 +174,6 @@ def _problem(
         )
     if not key_heads or heads % key_heads:
         raise ValueError(f"{heads} query heads cannot share {key_heads} key heads: the first must be a multiple of the second")
-    dtypes = {x.dtype for x in (query, key, value)}
-    if len(dtypes) > 1 or query.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64):
-        raise ValueError(
-            f"query, key and value have one dtype of float32, bfloat16, float16: got {query.dtype}, {key.dtype}, {value.dtype}"
-        )
 
     def pairs(name: str, x: ArrayLike | None) -> jax.Array | None:
         if x is None:
@@ -203,20 +198,13 @@ def _problem(
         return None if x is None else jnp.clip(x, 0, longest)
 
     bias, mask = pairs("bias", bias), pairs("mask", mask)
-    if bias is not None and not jnp.issubdtype(bias.dtype, jnp.floating):
-        raise ValueError(f"a bias is of floats, which are added to logits: got {bias.dtype}; a bool array is a mask")
-    if mask is not None and mask.dtype != bool:
-        raise ValueError(f"a mask is bool, True where a query may look: got {mask.dtype}; what is added to logits is a bias")
+    checks.check_dtypes(query, key, value, bias, mask)
+    checks.check_numbers(scale, soft_cap)
     if kv_segment_ids is None and q_segment_ids is not None and queries == keys:
         kv_segment_ids = q_segment_ids
     if (q_segment_ids is None) != (kv_segment_ids is None):
         raise ValueError("q_segment_ids and kv_segment_ids come together (those of the keys may be left out where T = S)")
-    if isinstance(window, int | np.integer):
-        window = int(window), int(window)
-    if window is not None and (len(window) != 2 or min(window) < 0):
-        raise ValueError(f"local_window_size is one or two numbers of positions, 0 or more: got {window}")
-    if soft_cap is not None and soft_cap <= 0:
-        raise ValueError(f"logits_soft_cap is a positive number, or None for no cap: got {soft_cap}")
+    window = None if window is None else checks.window_sides(window)
     if block_sizes is not None and any(block is not None and block < 1 for block in dataclasses.astuple(block_sizes)):
         raise ValueError(f"block_sizes are 1 or more, or None for the implementation's choice: got {block_sizes}")
     if isinstance(q_offset, int | np.integer) and q_offset == 0:
@@ -245,7 +233,7 @@ def _problem(
     spec = Spec(
         scale=1 / math.sqrt(width) if scale is None else float(scale),
         is_causal=bool(is_causal),
-        window=window if window is None else (int(window[0]), int(window[1])),
+        window=window,
         soft_cap=soft_cap if soft_cap is None else float(soft_cap),
         block_mask=block_mask,
         block_sizes=block_sizes or BlockSizes(),
