@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
@@ -29,6 +30,7 @@ from jaxdl.nn import (
     interpolate_positions,
     sinusoidal_2d,
 )
+from jaxdl.settings import Settings, anything, count, depth, fixed, flag, number, optional, refuse_uneven, side
 from jaxdl.weights import BATCHED, UNCHANGED, Table, dense, image_settings, norm, patch_kernel
 
 POOLS = ("class", "mean", "map")
@@ -180,36 +182,60 @@ def image_processor(size: int | tuple[int, int], **changes: Any) -> ImageProcess
     return ImageProcessor.symmetric(size, **{"resample": "bilinear", **changes})
 
 
+_SETTINGS = Settings(
+    "ViT",
+    dict(
+        hidden_size=count(768),
+        num_hidden_layers=depth(12),
+        num_attention_heads=count(12),
+        intermediate_size=count(3072),
+        hidden_act=fixed("gelu", "gelu_python"),
+        layer_norm_eps=number(1e-12),
+        image_size=side(224),
+        patch_size=side(16),
+        num_channels=count(3),
+        qkv_bias=flag(True),
+        num_labels=optional(count(None, least=0)),
+        id2label=anything(),
+        architectures=anything(),
+    ),
+    # Of the layer on top of the class token that no classifier uses, and of masked training.
+    unused=("pooler_output_size", "pooler_act", "encoder_stride"),
+)
+"""Of transformers' `ViTConfig`."""
+
+
 def from_config(config: dict, **changes: Any) -> tuple[ViT, tuple[jax.ShapeDtypeStruct]]:
     """The model that a Hugging Face `config.json` of type `vit` describes, and abstract images of the size it was trained on.
 
     Fields that are left out have the defaults of transformers' `ViTConfig`. A `ViTModel`, by `architectures`, has no head. Raises `UserError` for a setting that is not ViT's.
     """
-    for field, only in (("hidden_act", "gelu"), ("attention_probs_dropout_prob", 0.0)):
-        if (given := config.get(field, only)) != only:
-            raise UserError(f"{field} is {given!r}: ViT has {only!r}, and nothing else is read here")
-    patch_size, side = config.get("patch_size", 16), config.get("image_size", 224)
-    if not (isinstance(patch_size, int) and isinstance(side, int)):
-        raise UserError(
-            f"images of {side} pixels in patches of {patch_size} are not read here: both must be the side of a square"
-        )
-    width, num_heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
-    if width % num_heads:
-        raise UserError(f"a hidden_size of {width} cannot be split into {num_heads} heads (num_attention_heads)")
-    has_head = config.get("architectures") != ["ViTModel"]
+    given = _SETTINGS.read(config)
+    refuse_uneven(given["hidden_size"], given["num_attention_heads"], heads="num_attention_heads")
+    named = given["architectures"] or ARCHITECTURES
     module = ViT(
-        patch_size=patch_size,
-        width=width,
-        depth=config.get("num_hidden_layers", 12),
-        num_heads=num_heads,
-        # transformers does not write out the two classes that it takes where none are named.
-        num_classes=len(config.get("id2label", range(2))) if has_head else 0,
-        mlp_dim=config.get("intermediate_size", 3072),
-        qkv_bias=config.get("qkv_bias", True),
-        eps=config.get("layer_norm_eps", 1e-12),
+        patch_size=given["patch_size"],
+        width=given["hidden_size"],
+        depth=given["num_hidden_layers"],
+        num_heads=given["num_attention_heads"],
+        num_classes=_num_classes(given) if "ViTForImageClassification" in named else 0,
+        mlp_dim=given["intermediate_size"],
+        qkv_bias=given["qkv_bias"],
+        eps=given["layer_norm_eps"],
         **changes,
     )
-    return module, (jax.ShapeDtypeStruct((1, side, side, config.get("num_channels", 3)), jnp.float32),)
+    sides = given["image_size"], given["image_size"]
+    return module, (jax.ShapeDtypeStruct((1, *sides, given["num_channels"]), jnp.float32),)
+
+
+def _num_classes(given: dict[str, Any]) -> int:
+    """`num_labels`, or how many labels have a name, or the two that transformers takes, and does not write out, where nothing is said."""
+    labels = given["id2label"]
+    if labels is not None and not (isinstance(labels, dict) and all(str(index).isdecimal() for index in labels)):
+        raise UserError(f"id2label is no object of names by number ({str(labels)[:80]}): correct it")
+    if given["num_labels"] is not None:
+        return given["num_labels"]
+    return 2 if labels is None else len({int(index) for index in labels})
 
 
 def to_config(module: ViT, params: PyTree) -> dict[str, Any]:
@@ -264,4 +290,10 @@ def published(module: ViT) -> Table:
         # A layer on top of the class token that no classifier uses, and what stands for hidden patches in masked training.
         ignored=r"pooler\.dense\.(weight|bias)|embeddings\.mask_token",
         optional=r"^vit\.",
+        copies={r"score\.(weight|bias)": r"classifier.\1"},
     )
+
+
+def architecture(names: Collection[str]) -> str:
+    """Which of `ARCHITECTURES` tensors of these names are of, where no `config.json` says it."""
+    return ARCHITECTURES["classifier.weight" not in names and "score.weight" not in names]
