@@ -160,11 +160,13 @@ def section(config: Mapping[str, Any], name: str, default: Mapping[str, Any]) ->
     return part
 
 
-def refuse_uneven(width: int, num_heads: int, what: str = "hidden_size", where: str = "", heads: str = "") -> None:
-    """Raises `UserError` for a width that cannot be split into so many heads."""
-    if width % num_heads:
+def refuse_uneven(
+    given: Mapping[str, Any], width: str = "hidden_size", heads: str = "num_attention_heads", where: str = ""
+) -> None:
+    """Raises `UserError` where the setting `width` cannot be split into as many heads as `heads` says."""
+    if given[width] % given[heads]:
         raise UserError(
-            f"{what} of {width}{where} cannot be split into {num_heads} heads{heads and f' ({heads})'}: correct one of them"
+            f"{width} of {given[width]}{where} cannot be split into {given[heads]} heads ({heads}): correct one of them"
         )
 
 

@@ -219,7 +219,9 @@ def convert(
         if name in zero:
             params |= {path: jnp.zeros(expected[path].shape, dtype or expected[path].dtype) for path, _ in parts}
             continue
-        tensor, copies = _first_of(tensors, stored[table.bare(name)])
+        name, *copies = stored[table.bare(name)]
+        tensor = tensors[name]
+        _refuse_no_float(name, tensor)
         if wrong := _misfits(name, tensor, parts, expected):
             problems += wrong
             continue
@@ -230,22 +232,22 @@ def convert(
     return unflatten_dict(params, sep="/")
 
 
-def _first_of(tensors: Mapping[str, np.ndarray], names: Sequence[str]) -> tuple[np.ndarray, Sequence[str]]:
-    return tensors[names[0]], names[1:]
-
-
 def _misfits(
     name: str, tensor: np.ndarray, parts: Sequence[tuple[str, Form]], expected: Mapping[str, jax.ShapeDtypeStruct]
 ) -> list[str]:
-    """What a tensor is instead of the parameters that it should hold."""
-    if tensor.dtype not in _FLOATS:
-        return [f"{name} is stored as {tensor.dtype}, and floats of 16, 32 or 64 bits are read here (quantized weights are not)"]
     return [
         f"{name} of shape {tensor.shape} does not make {path} of shape {expected[path].shape}, "
         f"which is published as {form.shape_of(expected[path].shape)}"
         for path, form in parts
         if not form.fits(tensor.shape, expected[path].shape)
     ]
+
+
+def _refuse_no_float(name: str, tensor: np.ndarray) -> None:
+    if tensor.dtype not in _FLOATS:
+        raise UserError(
+            f"{name} is stored as {tensor.dtype}, and floats of 16, 32 or 64 bits are read here: give weights that are not quantized"
+        )
 
 
 def _refuse_other_constants(tensors: Mapping[str, np.ndarray], table: Table) -> None:
@@ -259,7 +261,7 @@ def _refuse_other_copies(tensors: Mapping[str, np.ndarray], name: str, tensor: n
         if not np.array_equal(tensors[copy], tensor):
             raise UserError(
                 f"{copy} differs from {name}, and one tensor is used for both here: give a model in which they are the same "
-                "(tied), as it was before one of them was trained apart"
+                "(tied), as before one of them was trained apart"
             )
 
 

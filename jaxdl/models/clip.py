@@ -243,7 +243,7 @@ _TEXT = Settings(
 _SETTINGS = Settings(
     "CLIP",
     dict(projection_dim=count(512)),
-    unused=("vision_config", "text_config", "vision_config_dict", "text_config_dict", "hidden_size", "vocab_size"),
+    unused=("vision_config", "text_config", "vision_config_dict", "text_config_dict", *_VISION.fields, *_TEXT.fields),
 )
 
 

@@ -168,14 +168,14 @@ _BOTH = dict(
     partial_rotary_factor=fixed(1.0, None),
 )
 _UNUSED = ("max_position_embeddings", "num_image_tokens", "original_max_position_embeddings")
-_SETTINGS = {
+SETTINGS = {
     "gemma": Settings(
         "Gemma",
         _BOTH
         | dict(hidden_size=count(3072), intermediate_size=count(24_576), num_hidden_layers=depth(28))
         | dict(num_attention_heads=count(16), num_key_value_heads=count(16))
         # Its first files say "gelu" and mean its approximation by tanh; a cap of the logits would be applied.
-        | dict(hidden_act=anything(), hidden_activation=anything(), final_logit_softcapping=fixed(None)),
+        | dict(hidden_act=anything("gelu_pytorch_tanh"), hidden_activation=anything(), final_logit_softcapping=fixed(None)),
         unused=_UNUSED,
     ),
     "gemma2": Settings(
@@ -183,7 +183,11 @@ _SETTINGS = {
         _BOTH
         | dict(hidden_size=count(2304), intermediate_size=count(9216), num_hidden_layers=depth(26))
         | dict(num_attention_heads=count(8), num_key_value_heads=count(4))
-        | dict(hidden_activation=anything(), query_pre_attn_scalar=number(256, above=0), sliding_window=optional(count(4096)))
+        | dict(
+            hidden_activation=anything("gelu_pytorch_tanh"),
+            query_pre_attn_scalar=number(256, above=0),
+            sliding_window=optional(count(4096)),
+        )
         | dict(attn_logit_softcapping=optional(number(50.0, above=0)), final_logit_softcapping=optional(number(30.0, above=0))),
         unused=(*_UNUSED, "hidden_act", "is_sliding", "sliding_window_size"),
     ),
@@ -194,10 +198,10 @@ _SETTINGS = {
 def fields_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the `Gemma` that a Hugging Face configuration of type `gemma` or `gemma2` describes; what is left out has the defaults of `GemmaConfig` or `Gemma2Config`. Raises `UserError` for a setting that is not Gemma's."""
     kind = config.get("model_type", "gemma")
-    if kind not in [*_SETTINGS]:
-        raise UserError(f"a decoder of type {kind!r}: gemma and gemma2 are read here")
-    given = _SETTINGS[kind].read(config, " of the decoder")
-    _check_activation(kind, given)
+    if kind not in [*SETTINGS]:
+        raise UserError(f"a decoder of type {kind!r} (model_type in text_config): gemma and gemma2 are read here")
+    given = SETTINGS[kind].read(config, " of the decoder")
+    _check_activation(given)
     if given["num_attention_heads"] % given["num_key_value_heads"]:
         raise UserError(
             f"{given['num_attention_heads']} heads (num_attention_heads) of the decoder cannot share {given['num_key_value_heads']} "
@@ -209,7 +213,10 @@ def fields_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     everywhere = ["full_attention"] * given["num_hidden_layers"]
     kinds = given["layer_types"] or (turns if kind == "gemma2" else everywhere)
     if kinds != everywhere and (kind != "gemma2" or kinds != turns):
-        raise UserError(f"layer_types of the decoder is {str(kinds)[:80]}: Gemma has windows in every other block, or in none")
+        raise UserError(
+            f"layer_types of the decoder is {str(kinds)[:80]} for {len(turns)} blocks (num_hidden_layers): Gemma has windows in every "
+            "other block, or in none"
+        )
     fields = dict(
         vocab_size=given["vocab_size"],
         width=given["hidden_size"],
@@ -234,27 +241,29 @@ def fields_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _check_activation(kind: str, given: Mapping[str, Any]) -> None:
+def _check_activation(given: Mapping[str, Any]) -> None:
     names = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_python_tanh", None)
-    asked = [(given["hidden_activation"], names)] + ([(given["hidden_act"], (*names, "gelu"))] if kind == "gemma" else [])
-    for activation, accepted in asked:
-        if activation not in accepted:
+    for field, more in (("hidden_activation", ()), ("hidden_act", ("gelu",))):
+        if given.get(field) not in (*names, *more):
             raise UserError(
-                f"the activation of the decoder is {activation!r}: Gemma has 'gelu_pytorch_tanh', and nothing else is read here"
+                f"the activation of the decoder is {given[field]!r} ({field}): Gemma has 'gelu_pytorch_tanh', and nothing else is read "
+                "here"
             )
 
 
 def _rope_base(given: Mapping[str, Any]) -> float:
     """The base of the rotary positions, which transformers before version 5 writes beside `rope_scaling` and later ones into `rope_parameters`."""
-    rotary = given["rope_scaling"] or given["rope_parameters"] or {}
+    field = "rope_scaling" if given["rope_scaling"] else "rope_parameters"
+    rotary = given[field] or {}
     if not isinstance(rotary, Mapping) or any(isinstance(value, Mapping) for value in rotary.values()):
+        raise UserError(f"{field} of the decoder is {str(rotary)[:80]}: one object for all blocks is read here; correct it")
+    part = rotary.get("partial_rotary_factor", 1.0)
+    kind = rotary.get("rope_type", rotary.get("type", "default")) if part in (None, 1.0) else f"of a part of {part!r}"
+    if kind != "default":
         raise UserError(
-            f"rope_parameters of the decoder is {str(rotary)[:80]}: one object for all blocks is read here; correct it"
+            f"the rotary positions of the decoder are {kind!r} ({field}): Gemma's are not scaled, and nothing else is read here"
         )
-    kind, base = rotary.get("rope_type", rotary.get("type", "default")), rotary.get("rope_theta", given["rope_theta"])
-    if kind != "default" or rotary.get("partial_rotary_factor") not in (None, 1.0):
-        what = repr(kind) if kind != "default" else f"those of a part of a head, {rotary['partial_rotary_factor']!r}"
-        raise UserError(f"the rotary positions of the decoder are {what}: Gemma's are not scaled, and nothing else is read here")
+    base = rotary.get("rope_theta", given["rope_theta"])
     if type(base) not in (int, float) or not 0 < base <= 1e30:
         raise UserError(f"rope_theta of the decoder is {base!r}: a number above 0 is read here; correct it")
     return float(base)

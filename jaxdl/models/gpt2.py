@@ -225,7 +225,7 @@ def from_config(config: dict, **changes: Any) -> tuple[GPT, tuple[jax.ShapeDtype
     Fields that are left out have the defaults of transformers' `GPT2Config`. Raises `UserError` for a setting that is not GPT-2's.
     """
     given = _SETTINGS.read(config)
-    refuse_uneven(given["n_embd"], given["n_head"], "n_embd", heads="n_head")
+    refuse_uneven(given, "n_embd", "n_head")
     module = GPT(
         vocab_size=given["vocab_size"],
         length=given["n_positions"],

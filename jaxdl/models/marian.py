@@ -303,9 +303,8 @@ def from_config(config: dict, **changes: Any) -> tuple[EncoderDecoder, tuple[jax
         raise UserError(f"decoder_vocab_size is {other} and vocab_size {vocab_size}: only a shared vocabulary is read here")
     stacks = {}
     for name in ("encoder", "decoder"):
-        layers, num_heads = given[f"{name}_layers"], given[f"{name}_attention_heads"]
-        refuse_uneven(width, num_heads, "d_model", heads=f"{name}_attention_heads")
-        stacks[f"{name}_stack"] = Stack(layers, num_heads, given[f"{name}_ffn_dim"])
+        refuse_uneven(given, "d_model", f"{name}_attention_heads")
+        stacks[f"{name}_stack"] = Stack(*(given[f"{name}_{size}"] for size in ("layers", "attention_heads", "ffn_dim")))
     if activation not in [*ACTIVATIONS, *_SAME]:
         raise unknown("activation_function", str(activation), ACTIVATIONS)
     module = EncoderDecoder(

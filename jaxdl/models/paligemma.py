@@ -162,7 +162,8 @@ _SETTINGS = Settings(
     "PaliGemma",
     dict(projection_dim=count(2048), image_token_index=count(256_000, least=0), tie_word_embeddings=fixed(True)),
     aliases=dict(image_token_id="image_token_index"),
-    unused=("vision_config", "text_config", "hidden_size", "vocab_size", "num_image_tokens"),
+    # Those of the parts are read there.
+    unused=("vision_config", "text_config", "num_image_tokens", *siglip.VISION.fields, *gemma.SETTINGS["gemma2"].fields),
 )
 """Of transformers' `PaliGemmaConfig`."""
 
@@ -178,11 +179,11 @@ def from_config(
     text = gemma.fields_of_config(section(config, "text_config", _TEXT))
     vision = section(config, "vision_config", _VISION)
     if (kind := vision.get("model_type", "siglip_vision_model")) != "siglip_vision_model":
-        raise UserError(f"a vision tower of type {kind!r} (vision_config): siglip_vision_model is read here")
+        raise UserError(f"a vision tower of type {kind!r} (model_type in vision_config): siglip_vision_model is read here")
     vision = siglip.VISION.read(vision, " in vision_config")
     if (projected := given["projection_dim"]) != text["width"]:
         raise UserError(
-            f"patches become vectors of {projected} and tokens of {text['width']} (projection_dim): they must be of one width"
+            f"patches become vectors of {projected} and tokens of {text['width']} (projection_dim, hidden_size in text_config): they must be of one width"
         )
     module = PaliGemma(
         VisionTower(patch_size=vision["patch_size"], head=False, **siglip.tower_fields(vision, " in vision_config"), **changes),

@@ -220,7 +220,7 @@ _TEXT = Settings(
     _TOWER | dict(vocab_size=count(32_000), max_position_embeddings=count(64), projection_size=optional(count(None))),
 )
 """Of its `SiglipTextConfig`."""
-_SETTINGS = Settings("SigLIP", {}, unused=("vision_config", "text_config", "hidden_size", "vocab_size"))
+_SETTINGS = Settings("SigLIP", {}, unused=("vision_config", "text_config", *VISION.fields, *_TEXT.fields))
 
 
 def from_config(config: dict, **changes: Any) -> tuple[SigLIP, tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
@@ -235,7 +235,10 @@ def from_config(config: dict, **changes: Any) -> tuple[SigLIP, tuple[jax.ShapeDt
     if not vision["vision_use_head"]:
         raise UserError("the vision tower has no attention-pooling head (vision_use_head is false): choose a SigLIP that has one")
     if width != features:
-        raise UserError(f"images become vectors of {width} and texts of {features} (projection_size): they must be of one width")
+        raise UserError(
+            f"images become vectors of {width} and texts of {features} (hidden_size in vision_config, projection_size or "
+            "hidden_size in text_config): they must be of one width"
+        )
     module = SigLIP(
         VisionTower(patch_size=vision["patch_size"], **tower_fields(vision, " in vision_config"), **changes),
         TextTower(vocab_size=text["vocab_size"], features=features, **tower_fields(text, " in text_config"), **changes),
@@ -281,7 +284,7 @@ def tower_config(tower: VisionTower | TextTower) -> dict[str, Any]:
 
 def tower_fields(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields that both towers have, of the settings of one of them. Raises `UserError` for a width that cannot be split into its heads."""
-    refuse_uneven(given["hidden_size"], given["num_attention_heads"], where=where)
+    refuse_uneven(given, where=where)
     return dict(
         width=given["hidden_size"],
         depth=given["num_hidden_layers"],

@@ -211,7 +211,7 @@ def from_config(config: dict, **changes: Any) -> tuple[ViT, tuple[jax.ShapeDtype
     Fields that are left out have the defaults of transformers' `ViTConfig`. A `ViTModel`, by `architectures`, has no head. Raises `UserError` for a setting that is not ViT's.
     """
     given = _SETTINGS.read(config)
-    refuse_uneven(given["hidden_size"], given["num_attention_heads"], heads="num_attention_heads")
+    refuse_uneven(given)
     named = given["architectures"] or ARCHITECTURES
     module = ViT(
         patch_size=given["patch_size"],
@@ -265,6 +265,19 @@ def to_config(module: ViT, params: PyTree) -> dict[str, Any]:
 ARCHITECTURES = ("ViTForImageClassification", "ViTModel")
 
 
+_NEWER = {
+    "layernorm_before": "layernorm_before",
+    "layernorm_after": "layernorm_after",
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+"""What parts of a block are called in the memory of transformers 5, and in files."""
+
+
 def published(module: ViT) -> Table:
     """The names in the files of transformers' `ViTForImageClassification`, or where there is no head of its `ViTModel`."""
     within = "vit." if module.num_classes else ""
@@ -290,7 +303,10 @@ def published(module: ViT) -> Table:
         # A layer on top of the class token that no classifier uses, and what stands for hidden patches in masked training.
         ignored=r"pooler\.dense\.(weight|bias)|embeddings\.mask_token",
         optional=r"^vit\.",
-        copies={r"score\.(weight|bias)": r"classifier.\1"},
+        copies={
+            r"score\.(weight|bias)": r"classifier.\1",
+            **{rf"layers\.(\d+)\.{new}\.(weight|bias)": rf"vit.encoder.layer.\1.{old}.\2" for new, old in _NEWER.items()},
+        },
     )
 
 
