@@ -100,6 +100,13 @@ class Constant:
     words: str
     holds: Callable[[np.ndarray], bool]
 
+    def is_held(self, tensor: np.ndarray) -> bool:
+        """Whether it holds it; not if it has another form or type."""
+        try:
+            return bool(self.holds(tensor))
+        except (TypeError, ValueError):
+            return False
+
 
 COUNTED = Constant("0, 1, 2 …", lambda tensor: np.array_equal(tensor.ravel(), np.arange(tensor.size)))
 """The numbers of positions."""
@@ -252,7 +259,7 @@ def _refuse_no_float(name: str, tensor: np.ndarray) -> None:
 
 def _refuse_other_constants(tensors: Mapping[str, np.ndarray], table: Table) -> None:
     for name in sorted(tensors):
-        if (constant := table.constant(name)) is not None and not constant.holds(tensors[name]):
+        if (constant := table.constant(name)) is not None and not constant.is_held(tensors[name]):
             raise UserError(f"{name} does not hold {constant.words}, as is computed here whatever it holds: give another model")
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError, unknown
-from jaxdl.models.siglip import POSITION_IDS, image_shape, normalize, tower_fields
+from jaxdl.models.siglip import POSITION_IDS, image_shape, normalize, refuse_other_grid, tower_fields, vision_fields
 from jaxdl.nn import (
     Attention,
     FeedForward,
@@ -41,7 +41,7 @@ def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 class VisionTower(nn.Module):
     """A ViT with a normalisation before its first block, read at its class token: images `B H W C` to vectors `B features`, not normalised.
 
-    The number of positions is fixed by the resolution at initialisation. `scan` and `remat` are those of `Transformer`. Raises `UserError` for images that cannot be cut into patches.
+    The number of positions is fixed by the resolution at initialisation. `scan` and `remat` are those of `Transformer`, `grid` that of `refuse_other_grid`. Raises `UserError` for images that cannot be cut into patches.
     """
 
     patch_size: int
@@ -57,9 +57,12 @@ class VisionTower(nn.Module):
     scan: bool = False
     remat: bool = False
     dtype: DTypeLike | None = None
+    grid: tuple[int, int] | None = dataclasses.field(default=None, compare=False)
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B D"]:
+        rows, columns = (side // self.patch_size for side in images.shape[1:3])
+        refuse_other_grid(self.grid, (rows, columns))
         start = nn.initializers.normal(self.width**-0.5)
         # The patches have no bias: the positions that are added have one for each of them.
         x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="patches")(patchify(images, self.patch_size))
@@ -258,13 +261,14 @@ def from_config(config: dict, **changes: Any) -> tuple[CLIP, tuple[jax.ShapeDtyp
     if type(end) is not int or end < 0:
         raise UserError(f"eos_token_id in text_config is {end!r}: one token ends a text here, a whole number from 0 on")
     module = CLIP(
-        VisionTower(patch_size=vision["patch_size"], features=features, **_tower_fields(vision, " in vision_config"), **changes),
+        VisionTower(features=features, **vision_fields(vision), **_activation(vision, " in vision_config"), **changes),
         TextTower(
             vocab_size=text["vocab_size"],
             features=features,
             # Older files, OpenAI's among them, have a wrong token here, 2, and mean the highest of a row.
             end=None if end == 2 else end,
-            **_tower_fields(text, " in text_config"),
+            **tower_fields(text, " in text_config"),
+            **_activation(text, " in text_config"),
             **changes,
         ),
     )
@@ -313,10 +317,10 @@ def _section(config: dict, name: str, settings: Settings) -> dict[str, Any]:
     return settings.read(part, f" in {name}")
 
 
-def _tower_fields(given: dict[str, Any], where: str) -> dict[str, Any]:
+def _activation(given: dict[str, Any], where: str) -> dict[str, Any]:
     if given["hidden_act"] not in [*_ACTIVATIONS]:
         raise unknown(f"hidden_act{where}", str(given["hidden_act"]), _ACTIVATIONS)
-    return tower_fields(given, where) | dict(activation=_ACTIVATIONS[given["hidden_act"]])
+    return dict(activation=_ACTIVATIONS[given["hidden_act"]])
 
 
 _BLOCK, _LAYER = r"(vision|text)/encoder/block_(\d+)", r"\1_model.encoder.layers.\2"

@@ -186,7 +186,7 @@ def from_config(
             f"patches become vectors of {projected} and tokens of {text['width']} (projection_dim, hidden_size in text_config): they must be of one width"
         )
     module = PaliGemma(
-        VisionTower(patch_size=vision["patch_size"], head=False, **siglip.tower_fields(vision, " in vision_config"), **changes),
+        VisionTower(head=False, **siglip.vision_fields(vision), **changes),
         Gemma(**text, **changes),
         given["image_token_index"],
     )

@@ -44,7 +44,7 @@ from jaxdl.weights import (
 class VisionTower(nn.Module):
     """A ViT with an attention-pooling head: images `B H W C` to vectors `B D`, not normalised; without `head`, to those of all patches, `B T D`.
 
-    Pixels beyond the last whole patch are cropped, as in the published So400m/14, which loses six of 384. The number of positions is fixed by the resolution at initialisation. `scan` and `remat` are those of `Transformer`.
+    Pixels beyond the last whole patch are cropped, as in the published So400m/14, which loses six of 384. The number of positions is fixed by the resolution at initialisation. `scan` and `remat` are those of `Transformer`, `grid` that of `refuse_other_grid`.
     """
 
     patch_size: int
@@ -59,12 +59,14 @@ class VisionTower(nn.Module):
     scan: bool = False
     remat: bool = False
     dtype: DTypeLike | None = None
+    grid: tuple[int, int] | None = dataclasses.field(default=None, compare=False)
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B D"] | Float[Array, "B T D"]:
         height, width = (side // self.patch_size * self.patch_size for side in images.shape[1:3])
         if not height or not width:
             raise UserError(f"images of {images.shape[1]}×{images.shape[2]} hold no patch of {self.patch_size}: make them larger")
+        refuse_other_grid(self.grid, (height // self.patch_size, width // self.patch_size))
         x = PatchEmbedding(self.patch_size, self.width, dtype=self.dtype, name="patches")(images[:, :height, :width])
         x = LearnedPositions(name="positions")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
@@ -72,6 +74,15 @@ class VisionTower(nn.Module):
         if not self.head:
             return x
         return AttentionPooling(self.num_heads, self.mlp_dim, self.attention, self.eps, self.dtype, name="head")(x)
+
+
+def refuse_other_grid(positions: tuple[int, int] | None, patches: tuple[int, int]) -> None:
+    """Raises `UserError` where learned positions are known to be those of other rows and columns of patches, of which there may be as many. None: they are not known."""
+    if positions is not None and positions != patches:
+        raise UserError(
+            f"images are cut into {patches[0]}×{patches[1]} patches, and the learned positions are those of "
+            f"{positions[0]}×{positions[1]}: resize the images"
+        )
 
 
 class TextTower(nn.Module):
@@ -240,11 +251,17 @@ def from_config(config: dict, **changes: Any) -> tuple[SigLIP, tuple[jax.ShapeDt
             "hidden_size in text_config): they must be of one width"
         )
     module = SigLIP(
-        VisionTower(patch_size=vision["patch_size"], **tower_fields(vision, " in vision_config"), **changes),
+        VisionTower(**vision_fields(vision), **changes),
         TextTower(vocab_size=text["vocab_size"], features=features, **tower_fields(text, " in text_config"), **changes),
     )
     tokens = jax.ShapeDtypeStruct((1, text["max_position_embeddings"]), jnp.int32)
     return module, (image_shape(vision), tokens)
+
+
+def vision_fields(vision: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a vision tower, of its settings."""
+    side = vision["image_size"] // vision["patch_size"]
+    return tower_fields(vision, " in vision_config") | dict(patch_size=vision["patch_size"], grid=(side, side))
 
 
 def image_shape(vision: Mapping[str, Any]) -> jax.ShapeDtypeStruct:

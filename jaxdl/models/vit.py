@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError, unknown
+from jaxdl.models.siglip import refuse_other_grid
 from jaxdl.nn import (
     Attention,
     AttentionPooling,
@@ -50,6 +51,7 @@ class ViT(nn.Module):
 
     - `pool` says how the patches become one vector: by a class token in front of them (the paper, section 3.1), by their mean (Beyer et al. 2022), or by attention with a learned query (Zhai et al. 2022).
     - `positions` are learned, one for each patch and the class token, or fixed sines and cosines of row and column, with none for the class token (Beyer et al. 2022).
+    - `grid`, where it is known, is that of `refuse_other_grid`: the rows and columns of patches that learned positions are of.
     - `stochastic_depth`, `scan` and `remat` are those of `Transformer`; `mlp_dim` is `4 · width` unless given.
 
     The head and the class token start from zero, as in the authors' code. `ViT.variant("B/16", num_classes=1000)` is a published size. The number of positions is fixed by the image size at initialisation; `adapt` changes it.
@@ -71,6 +73,7 @@ class ViT(nn.Module):
     scan: bool = False
     remat: bool = False
     dtype: DTypeLike | None = None
+    grid: tuple[int, int] | None = dataclasses.field(default=None, compare=False)
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"], *, train: bool = False) -> ViTOutput:
@@ -79,8 +82,10 @@ class ViT(nn.Module):
             if given not in known:
                 raise unknown(what, given, known)
         x = PatchEmbedding(self.patch_size, self.width, dtype=self.dtype, name="patches")(images)
+        rows, columns = (side // self.patch_size for side in images.shape[1:3])
+        if self.positions == "learned":
+            refuse_other_grid(self.grid, (rows, columns))
         if self.positions == "sincos":
-            rows, columns = (side // self.patch_size for side in images.shape[1:3])
             x = x + sinusoidal_2d(rows, columns, self.width, endpoint=True)
         if self.pool == "class":
             token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width))
@@ -154,7 +159,7 @@ def adapt(
 ) -> tuple[ViT, PyTree]:
     """Prepares a model for fine-tuning on images of another `size` (height, width) and another number of classes (Dosovitskiy et al. 2021, section 3.2).
 
-    Learned positions of square images are interpolated. If the number of classes differs, or there was no head, the new head starts from zero; otherwise it is kept, even if the classes mean something else. Raises `UserError` for a size that is no multiple of `patch_size`, and for positions that do not form a square.
+    Learned positions are interpolated: those of a square image, or of the `grid` of the module where it is known. If the number of classes differs, or there was no head, the new head starts from zero; otherwise it is kept, even if the classes mean something else. Raises `UserError` for a size that is no multiple of `patch_size`, and for positions that do not form a square.
     """
     params = dict(params)
     if size is not None and module.positions == "learned":
@@ -165,11 +170,12 @@ def adapt(
         table = params["positions"]["table"]
         places = len(table) - (module.pool == "class")
         side = math.isqrt(places)
-        if side**2 != places:
+        if module.grid is None and side**2 != places:
             raise UserError(f"{places} places are not those of a square image: positions of others are not interpolated here")
-        grid = (side, side), (size[0] // module.patch_size, size[1] // module.patch_size)
-        if grid[0] != grid[1]:
-            params["positions"] = {"table": interpolate_positions(table, *grid)}
+        grid = size[0] // module.patch_size, size[1] // module.patch_size
+        if (before := module.grid or (side, side)) != grid:
+            params["positions"] = {"table": interpolate_positions(table, before, grid)}
+        module = module.clone(grid=grid)
     if num_classes is not None and num_classes != module.num_classes:
         dtype = params["patches"]["projection"]["kernel"].dtype
         params["head"] = {"kernel": jnp.zeros((module.width, num_classes), dtype), "bias": jnp.zeros(num_classes, dtype)}
@@ -222,6 +228,7 @@ def from_config(config: dict, **changes: Any) -> tuple[ViT, tuple[jax.ShapeDtype
         mlp_dim=given["intermediate_size"],
         qkv_bias=given["qkv_bias"],
         eps=given["layer_norm_eps"],
+        grid=(given["image_size"] // given["patch_size"],) * 2,
         **changes,
     )
     sides = given["image_size"], given["image_size"]

@@ -21,7 +21,8 @@ from safetensors.torch import save_model
 
 from jaxdl import pretrained
 from jaxdl.errors import UserError
-from jaxdl.models.vit import ViT
+from jaxdl.models.vit import ViT, adapt
+from jaxdl.nn import interpolate_positions
 
 HEADS = {
     "gpt2": ("transformer.wte.weight", ("lm_head.weight",)),
@@ -306,3 +307,26 @@ def test_what_pools_patches_and_is_not_used_is_no_fault(published, tmp_path):
     add = lambda tensors: tensors | {"vision_tower.vision_model.head.probe": np.zeros((1, 1, 16), np.float32)}
     folder = edit(published("paligemma"), tmp_path, add)
     chex.assert_trees_all_equal(pretrained.load(folder)[1], pretrained.load(published("paligemma"))[1])
+
+
+@pytest.mark.parametrize("name", ["vit", "clip", "siglip", "paligemma"])
+def test_images_of_as_many_patches_in_another_form_are_refused(published, name):
+    """As transformers refuses them: the positions of 2×2 patches are not those of 1×4."""
+    module, params = pretrained.load(published(name))
+    images, *rest = map(jnp.asarray, FAMILIES[name][2])
+    shape = lambda given: jax.eval_shape(module.apply, {"params": params}, given, *rest)
+    shape(images)
+    for form in ((2, 4, 16, 3), (2, 16, 4, 3)):
+        with pytest.raises(UserError, match=r"learned positions are those of 2×2"):
+            shape(images.reshape(form))
+
+
+def test_positions_of_an_oblong_image_are_interpolated_to_as_many_of_a_square(published):
+    module, params = pretrained.load(published("vit"))
+    wide, moved = adapt(module, params, size=(4, 16))
+    image = jnp.asarray(FAMILIES["vit"][2][0].reshape(2, 4, 16, 3))
+    assert wide.apply({"params": moved}, image).logits.shape == (2, 5)
+    table = moved["positions"]["table"]
+    square = adapt(wide, moved, size=(8, 8))[1]["positions"]["table"]
+    np.testing.assert_allclose(square, interpolate_positions(table, (1, 4), (2, 2)), atol=1e-6)
+    assert np.abs(square - table).max() > 1e-3
