@@ -18,7 +18,7 @@ _SHOWN = 80
 
 # Settings that all classes of transformers had at some time and that change nothing here: types and places of weights, what is returned, training, generation, labels, tokenizers, and a file's own history.
 _UNUSED = re.compile(
-    r"""_.* | .*_token_ids? | .*dropout.* | .*drop(_path)?(_rate)? | .*layerdrop | init(ializer)?_.* | .*_init(_value)?
+    r"""_.* | .*_token(_ids?)? | .*dropout.* | .*drop(_path)?(_rate)? | .*layerdrop | init(ializer)?_.* | .*_init(_value)?
     | architectures | model_type | (torch_)?dtype | transformers(_js)?(_version|_weights|\.js_config) | name_or_path | auto_map
     | gradient_checkpointing | torchscript | use_bfloat16 | use_cache | cache_implementation | return_dict.* | output_.*
     | (attn|experts)_implementation | use_flash_attention(_2)? | use_sdpa | chunk_size_feed_forward | tf_legacy_loss | unsloth.*
@@ -27,8 +27,9 @@ _UNUSED = re.compile(
     | (max|min)_(new_)?(length|tokens) | do_sample | early_stopping | num_beam(s|_groups) | num_return_sequences | low_memory
     | temperature | top_[kp] | min_p | typical_p | penalty_alpha | (.*_)?(diversity|repetition|length|decay_length)_penalty
     | (.*_)?no_repeat_ngram_size | bad_words_ids | .*suppress_tokens | remove_invalid_values | (epsilon|eta)_cutoff | .*assistant.*
-    | target_lookbehind | prompt_lookup_.* | tokenizer.* | processor.* | (feature_extractor|image_processor)_type | language.*
-    | (src|source|tgt|target)_lang(s|uage)? | ignore_index | label_smoothing.* | .*loss.* | train(ing)?_.* | wandb.* | quantization_bit
+    | target_lookbehind | prompt_lookup_.* | tokenizer.* | vocab_file | model_max_length | max_seq(uence)?_len(gth)? | (padding|truncation)_side
+    | processor.* | (feature_extractor|image_processor)_type | language.* | (src|source|tgt|target)_lang(s|uage)?
+    | ignore_index | label_smoothing.* | .*loss.* | train(ing)?_.* | wandb.*
     | seed | license | author.* | description | title | url | tags | datasets? | version | date | created.* | comment.* | onnx.*""",
     re.VERBOSE,
 )
@@ -59,7 +60,7 @@ def depth(default: int) -> Setting:
 def number(default: float | None, *, above: float | None = None) -> Setting:
     """A number from 0 on, or one `above` a bound."""
     within = lambda value: type(value) in (int, float) and (0 <= value <= 1e30 if above is None else above < value <= 1e30)
-    return Setting(default, "a number from 0 on" if above is None else f"a number above {above}", within)
+    return Setting(default, "a number from 0 on" if above is None else f"a number above {above}", within, float)
 
 
 def flag(default: bool) -> Setting:
@@ -122,7 +123,8 @@ class Settings:
                 self._refuse_unknown(name, value, where)
             elif field in said and config[said[field]] != value:
                 raise UserError(
-                    f"{said[field]}{where} is {_shown(config[said[field]])} and {name} {_shown(value)}: both are names of one setting, give one of them"
+                    f"{said[field]}{where} is {_shown(config[said[field]])} and {name} {_shown(value)}: "
+                    "both are names of one setting, give one of them"
                 )
             else:
                 said[field] = name

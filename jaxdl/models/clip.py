@@ -113,7 +113,7 @@ class TextTower(nn.Module):
 def _encoder(tower: VisionTower | TextTower, is_causal: bool = False) -> Transformer:
     """The encoder, the same in both towers. Weights start as in the text tower of OpenAI's code, smaller for projections into the residual stream."""
     normal = nn.initializers.normal
-    back = normal((2 * tower.depth * tower.width) ** -0.5)
+    back = normal((2 * max(1, tower.depth) * tower.width) ** -0.5)
     block = TransformerBlock(
         tower.num_heads,
         tower.mlp_dim,

@@ -69,7 +69,8 @@ class Gemma(nn.Module):
         def block(layer: int) -> TransformerBlock:
             """Weights start as those of GPT-2 do: no report says how Gemma's did."""
             init = dict(
-                kernel_init=nn.initializers.normal(0.02), out_init=nn.initializers.normal(0.02 / math.sqrt(2 * self.depth))
+                kernel_init=nn.initializers.normal(0.02),
+                out_init=nn.initializers.normal(0.02 / math.sqrt(2 * max(1, self.depth))),
             )
             window = self.window if layer % 2 == 0 else None
             attend = functools.partial(self.attention, scale=(self.query_scale or self.head_width) ** -0.5)

@@ -66,7 +66,9 @@ class GPT(nn.Module):
         self.decoder = self._decoder()
 
     def _decoder(self, **options: Any) -> Transformer:
-        init = dict(kernel_init=nn.initializers.normal(0.02), out_init=nn.initializers.normal(0.02 / math.sqrt(2 * self.depth)))
+        init = dict(
+            kernel_init=nn.initializers.normal(0.02), out_init=nn.initializers.normal(0.02 / math.sqrt(2 * max(1, self.depth)))
+        )
         block = TransformerBlock(
             self.num_heads,
             self.mlp_dim or 4 * self.width,
