@@ -69,10 +69,13 @@ def scalar(*shape: int) -> Form:
 
 def patch_kernel(patch_size: int) -> Form:
     """A convolution's `D C h w` as a matrix `h·w·C, D` on square patches, h = w = `patch_size`."""
-    return Form(
-        lambda tensor: tensor.transpose(2, 3, 1, 0).reshape(-1, len(tensor)),
-        lambda param: param.reshape(patch_size, patch_size, -1, param.shape[-1]).transpose(3, 2, 0, 1),
-    )
+
+    def read(tensor: np.ndarray) -> np.ndarray:
+        if tensor.ndim != 4 or tensor.shape[2:] != (patch_size, patch_size):
+            raise ValueError(f"a tensor of shape {tensor.shape} is no convolution over patches of {patch_size}")
+        return tensor.transpose(2, 3, 1, 0).reshape(-1, len(tensor))
+
+    return Form(read, lambda param: param.reshape(patch_size, patch_size, -1, param.shape[-1]).transpose(3, 2, 0, 1))
 
 
 def packed(part: int, parts: int, form: Form = UNCHANGED, axis: int = 0) -> Form:

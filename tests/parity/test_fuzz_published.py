@@ -116,8 +116,9 @@ def fuzzed_config(draw, config: dict) -> tuple[dict, list[str]]:
     return config, touched
 
 
-def check_configs(published: Published, count: int) -> None:
-    read, compared = [0], [0]
+def check_configs(published: Published, count: int, modules: int) -> None:
+    """Logits are those of so many different modules, which take the time."""
+    read, compared, seen = [0], [0], {published.module}
 
     @draws(count)
     @given(st.data())
@@ -135,8 +136,9 @@ def check_configs(published: Published, count: int) -> None:
             one_line(error)
             return
         read[0] += 1
-        if same and (wanted := published.theirs(config)) is not None:
+        if same and (module in seen or len(seen) < modules) and (wanted := published.theirs(config)) is not None:
             compared[0] += 1
+            seen.add(module)
             np.testing.assert_allclose(published.ours(module), wanted, rtol=2e-4, atol=2e-4, err_msg=str(config))
 
     holds()
@@ -145,11 +147,11 @@ def check_configs(published: Published, count: int) -> None:
 
 @pytest.mark.slow
 def test_2000_files_of_settings_are_read_as_transformers_reads_them_or_refused(published):
-    check_configs(published, 2000)
+    check_configs(published, 2000, modules=100)
 
 
 def test_settings_are_read_as_transformers_reads_them_or_refused(published):
-    check_configs(published, 100)
+    check_configs(published, 100, modules=5)
 
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float64, np.int8, np.uint8, np.int32, np.int64, np.bool_]
