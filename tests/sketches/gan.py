@@ -68,17 +68,12 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     """Trains (or goes on training), measures, draws, and returns what is in `result.json`."""
     batches = run.batches(Ring(), lambda point, rng: {"point": point})
     generator, critic = Layers(config.width, 2), Layers(config.width, 1)
-    make = lambda params, keys: generator.apply(
-        {"params": params}, jax.vmap(lambda key: jax.random.normal(key, (config.noise,)))(keys)
-    )
+    make = lambda params, keys: generator.apply({"params": params}, jax.vmap(lambda key: jax.random.normal(key, (config.noise,)))(keys))
     judge = lambda params, points: critic.apply({"params": params}, points)[:, 0]
 
     def init(key: Key[Array, ""]) -> dict[str, PyTree]:
         one, other = jax.random.split(key)
-        networks = {
-            "generator": generator.init(one, jnp.zeros((1, config.noise))),
-            "critic": critic.init(other, jnp.zeros((1, 2))),
-        }
+        networks = {"generator": generator.init(one, jnp.zeros((1, config.noise))), "critic": critic.init(other, jnp.zeros((1, 2)))}
         return {"params": {name: variables["params"] for name, variables in networks.items()}}
 
     def critic_loss(params: PyTree, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Aux]:

@@ -89,11 +89,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         hidden = np.asarray(predict(variables)[1], np.float64)
         flat = (hidden - hidden.mean(0)) @ np.linalg.svd(hidden - hidden.mean(0), full_matrices=False)[2][:2].T
         names = [f"community {each}" for each in range(COMMUNITIES)]
-        return {
-            "nodes": figures.scatter(
-                {"hidden layer": flat.astype(np.float32)}, labels={"hidden layer": communities}, classes=names
-            )
-        }
+        return {"nodes": figures.scatter({"hidden layer": flat.astype(np.float32)}, labels={"hidden layer": communities}, classes=names)}
 
     return train(run, step, state, None, evaluate=evaluate, show=show)
 

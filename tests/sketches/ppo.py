@@ -48,9 +48,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         entropy = -(jnp.exp(log_probabilities) * log_probabilities).sum(-1).mean()
         return policy + 0.5 * jnp.square(values - batch["target"]).mean() - config.entropy * entropy, Aux({"entropy": entropy})
 
-    update = training.configured(
-        config, objective, lambda schedule: optax.adam(lambda count: schedule(count // (config.epochs * config.parts)))
-    )
+    update = training.configured(config, objective, lambda schedule: optax.adam(lambda count: schedule(count // (config.epochs * config.parts))))
 
     def act(params: PyTree, environment: dict[str, Array], _: None) -> tuple[dict[str, Array], dict[str, Array]]:
         key, chosen = jax.random.split(environment["key"])
