@@ -9,6 +9,7 @@ A family whose weights are published offers
 and, where they are needed,
 
 - `ARCHITECTURES`: the names in `architectures` of a `config.json` that it reads;
+- `architecture(names)`: which of them tensors of these names are of, where no `config.json` says it;
 - `load_texts(directory)`: what its texts are prepared by, if that is not one `Tokenizer`;
 - `preprocessor_fields(module, params)`: what its `preprocessor_config.json` holds besides the image processor.
 """

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError, unknown
-from jaxdl.models.siglip import normalize
+from jaxdl.models.siglip import POSITION_IDS, image_shape, normalize, refuse_other_grid, tower_fields, vision_fields
 from jaxdl.nn import (
     Attention,
     FeedForward,
@@ -30,6 +30,7 @@ from jaxdl.nn import (
     patchify,
     silu,
 )
+from jaxdl.settings import Settings, anything, count, depth, number, section, side
 from jaxdl.weights import UNCHANGED, Table, dense, encoder_block, image_settings, norm, patch_kernel, scalar
 
 
@@ -41,7 +42,7 @@ def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 class VisionTower(nn.Module):
     """A ViT with a normalisation before its first block, read at its class token: images `B H W C` to vectors `B features`, not normalised.
 
-    The number of positions is fixed by the resolution at initialisation. `scan` and `remat` are those of `Transformer`. Raises `UserError` for images that cannot be cut into patches.
+    The number of positions is fixed by the resolution at initialisation. `scan` and `remat` are those of `Transformer`, `grid` that of `refuse_other_grid`. Raises `UserError` for images that cannot be cut into patches.
     """
 
     patch_size: int
@@ -57,9 +58,12 @@ class VisionTower(nn.Module):
     scan: bool = False
     remat: bool = False
     dtype: DTypeLike | None = None
+    grid: tuple[int, int] | None = dataclasses.field(default=None, compare=False)
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B D"]:
+        rows, columns = (side // self.patch_size for side in images.shape[1:3])
+        refuse_other_grid(self.grid, (rows, columns))
         start = nn.initializers.normal(self.width**-0.5)
         # The patches have no bias: the positions that are added have one for each of them.
         x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="patches")(patchify(images, self.patch_size))
@@ -110,7 +114,7 @@ class TextTower(nn.Module):
 def _encoder(tower: VisionTower | TextTower, is_causal: bool = False) -> Transformer:
     """The encoder, the same in both towers. Weights start as in the text tower of OpenAI's code, smaller for projections into the residual stream."""
     normal = nn.initializers.normal
-    back = normal((2 * tower.depth * tower.width) ** -0.5)
+    back = normal((2 * max(1, tower.depth) * tower.width) ** -0.5)
     block = TransformerBlock(
         tower.num_heads,
         tower.mlp_dim,
@@ -210,7 +214,7 @@ VARIANTS = {
     "L/14@336": Variant(14, 336, 1024, 24, 768, 768, 12),
 }
 
-_ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
+_ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu_python": gelu, "gelu": gelu}
 """OpenAI's, and that of models which others have trained."""
 
 
@@ -223,33 +227,54 @@ def image_processor(size: int | tuple[int, int], **changes: Any) -> ImageProcess
     return ImageProcessor.symmetric(size, **{**fields, **changes})
 
 
+_TOWER = dict(num_hidden_layers=depth(12), hidden_act=anything("quick_gelu"), layer_norm_eps=number(1e-5))
+_VISION = Settings(
+    "CLIP",
+    _TOWER
+    | dict(hidden_size=count(768), intermediate_size=count(3072), num_attention_heads=count(12))
+    | dict(image_size=side(224), patch_size=side(32), num_channels=count(3)),
+    unused=("projection_dim", "vocab_size"),
+)
+"""Of transformers' `CLIPVisionConfig`, which names a width of the embeddings that the whole model decides."""
+_TEXT = Settings(
+    "CLIP",
+    _TOWER
+    | dict(hidden_size=count(512), intermediate_size=count(2048), num_attention_heads=count(8))
+    | dict(vocab_size=count(VOCABULARY), max_position_embeddings=count(LENGTH), eos_token_id=anything(VOCABULARY - 1)),
+    unused=("projection_dim",),
+)
+"""Of its `CLIPTextConfig`."""
+_SETTINGS = Settings(
+    "CLIP",
+    dict(projection_dim=count(512)),
+    unused=("vision_config", "text_config", "vision_config_dict", "text_config_dict", *_VISION.fields, *_TEXT.fields),
+)
+
+
 def from_config(config: dict, **changes: Any) -> tuple[CLIP, tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
     """The model that a Hugging Face `config.json` describes, and abstract images and tokens of the sizes it was trained on.
 
     Fields that are left out have the defaults of transformers' `CLIPVisionConfig` and `CLIPTextConfig`. `changes` (`attention`, `dtype`, `dropout`, `scan`, `remat`) go to both towers. Raises `UserError` for a setting that is not CLIP's.
     """
-    vision, text = _section(config, "vision_config"), _section(config, "text_config")
-    patch_size, side, features = vision.get("patch_size", 32), vision.get("image_size", 224), config.get("projection_dim", 512)
-    if not (isinstance(patch_size, int) and isinstance(side, int)):
-        raise UserError(
-            f"images of {side} pixels in patches of {patch_size} are not read here: both must be the side of a square"
-        )
-    end = text.get("eos_token_id", VOCABULARY - 1)
-    if not isinstance(end, int):
-        raise UserError(f"eos_token_id in text_config is {end!r}: one token ends a text here")
+    features = _SETTINGS.read(config)["projection_dim"]
+    vision, text = _section(config, "vision_config", _VISION), _section(config, "text_config", _TEXT)
+    end = text["eos_token_id"]
+    if type(end) is not int or end < 0:
+        raise UserError(f"eos_token_id in text_config is {end!r}: one token ends a text here, a whole number from 0 on")
     module = CLIP(
-        VisionTower(patch_size=patch_size, features=features, **_tower_fields(vision, "vision_config", 768, 12, 3072), **changes),
+        VisionTower(features=features, **vision_fields(vision), **_activation(vision, " in vision_config"), **changes),
         TextTower(
-            vocab_size=text.get("vocab_size", VOCABULARY),
+            vocab_size=text["vocab_size"],
             features=features,
             # Older files, OpenAI's among them, have a wrong token here, 2, and mean the highest of a row.
             end=None if end == 2 else end,
-            **_tower_fields(text, "text_config", 512, 8, 2048),
+            **tower_fields(text, " in text_config"),
+            **_activation(text, " in text_config"),
             **changes,
         ),
     )
-    images = jax.ShapeDtypeStruct((1, side, side, vision.get("num_channels", 3)), jnp.float32)
-    return module, (images, jax.ShapeDtypeStruct((1, text.get("max_position_embeddings", LENGTH)), jnp.int32))
+    tokens = jax.ShapeDtypeStruct((1, text["max_position_embeddings"]), jnp.int32)
+    return module, (image_shape(vision), tokens)
 
 
 def to_config(module: CLIP, params: PyTree) -> dict[str, Any]:
@@ -287,29 +312,16 @@ def _tower_config(tower: VisionTower | TextTower) -> dict[str, Any]:
     )
 
 
-def _section(config: dict, name: str) -> dict[str, Any]:
+def _section(config: dict, name: str, settings: Settings) -> dict[str, Any]:
     """The settings of one tower. Older files have them twice, and transformers lets the second one, `…_dict`, decide."""
-    settings = config.get(f"{name}_dict")
-    return (config.get(name) or {}) if settings is None else settings
+    part = section(config, f"{name}_dict", section(config, name, {}))
+    return settings.read(part, f" in {name}")
 
 
-def _tower_fields(config: dict, name: str, width: int, num_heads: int, mlp_dim: int) -> dict[str, Any]:
-    width, num_heads = config.get("hidden_size", width), config.get("num_attention_heads", num_heads)
-    activation, dropout = config.get("hidden_act", "quick_gelu"), config.get("attention_dropout", 0.0)
-    if width % num_heads:
-        raise UserError(f"a hidden_size of {width} in {name} cannot be split into {num_heads} heads")
-    if activation not in _ACTIVATIONS:
-        raise unknown(f"hidden_act in {name}", activation, _ACTIVATIONS)
-    if dropout:
-        raise UserError(f"attention_dropout in {name} is {dropout!r}: CLIP has none, and nothing else is read here")
-    return dict(
-        width=width,
-        depth=config.get("num_hidden_layers", 12),
-        num_heads=num_heads,
-        mlp_dim=config.get("intermediate_size", mlp_dim),
-        activation=_ACTIVATIONS[activation],
-        eps=config.get("layer_norm_eps", 1e-5),
-    )
+def _activation(given: dict[str, Any], where: str) -> dict[str, Any]:
+    if given["hidden_act"] not in [*_ACTIVATIONS]:
+        raise unknown(f"hidden_act{where}", str(given["hidden_act"]), _ACTIVATIONS)
+    return dict(activation=_ACTIVATIONS[given["hidden_act"]])
 
 
 _BLOCK, _LAYER = r"(vision|text)/encoder/block_(\d+)", r"\1_model.encoder.layers.\2"
@@ -333,5 +345,6 @@ def published(module: CLIP) -> Table:
             **dense("vision/head", "visual_projection"),
             **dense("text/head", "text_projection"),
         },
-        ignored=r".*\.position_ids",
+        optional=r"^clip\.",
+        constants=POSITION_IDS,
     )

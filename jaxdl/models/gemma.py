@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ from jaxdl.nn import (
     rotary_frequencies,
 )
 from jaxdl.nn.transformer import as_rows
+from jaxdl.settings import Settings, anything, count, depth, fixed, number, optional
 from jaxdl.weights import UNCHANGED, Rows, dense, norm
 
 
@@ -67,7 +69,8 @@ class Gemma(nn.Module):
         def block(layer: int) -> TransformerBlock:
             """Weights start as those of GPT-2 do: no report says how Gemma's did."""
             init = dict(
-                kernel_init=nn.initializers.normal(0.02), out_init=nn.initializers.normal(0.02 / math.sqrt(2 * self.depth))
+                kernel_init=nn.initializers.normal(0.02),
+                out_init=nn.initializers.normal(0.02 / math.sqrt(2 * max(1, self.depth))),
             )
             window = self.window if layer % 2 == 0 else None
             attend = functools.partial(self.attention, scale=(self.query_scale or self.head_width) ** -0.5)
@@ -151,51 +154,120 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def fields_of_config(config: dict) -> dict[str, Any]:
+_BOTH = dict(
+    vocab_size=count(256_000),
+    head_dim=count(256),
+    rms_norm_eps=number(1e-6),
+    attention_bias=fixed(False, None),
+    tie_word_embeddings=fixed(True, None),
+    # A prefix is seen both ways, as PaliGemma's always is.
+    use_bidirectional_attention=fixed(None, True),
+    layer_types=anything(),
+    rope_theta=anything(10_000.0),
+    rope_scaling=anything(),
+    rope_parameters=anything(),
+    partial_rotary_factor=fixed(1.0, None),
+)
+_UNUSED = ("max_position_embeddings", "num_image_tokens", "original_max_position_embeddings")
+SETTINGS = {
+    "gemma": Settings(
+        "Gemma",
+        _BOTH
+        | dict(hidden_size=count(3072), intermediate_size=count(24_576), num_hidden_layers=depth(28))
+        | dict(num_attention_heads=count(16), num_key_value_heads=count(16))
+        # Its first files say "gelu" and mean its approximation by tanh; a cap of the logits would be applied.
+        | dict(hidden_act=anything("gelu_pytorch_tanh"), hidden_activation=anything(), final_logit_softcapping=fixed(None)),
+        unused=_UNUSED,
+    ),
+    "gemma2": Settings(
+        "Gemma 2",
+        _BOTH
+        | dict(hidden_size=count(2304), intermediate_size=count(9216), num_hidden_layers=depth(26))
+        | dict(num_attention_heads=count(8), num_key_value_heads=count(4))
+        | dict(
+            hidden_activation=anything("gelu_pytorch_tanh"),
+            query_pre_attn_scalar=number(256, above=0),
+            sliding_window=optional(count(4096)),
+        )
+        | dict(attn_logit_softcapping=optional(number(50.0, above=0)), final_logit_softcapping=optional(number(30.0, above=0))),
+        unused=(*_UNUSED, "hidden_act", "is_sliding", "sliding_window_size"),
+    ),
+}
+"""Of transformers' `GemmaConfig` and `Gemma2Config`."""
+
+
+def fields_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the `Gemma` that a Hugging Face configuration of type `gemma` or `gemma2` describes; what is left out has the defaults of `GemmaConfig` or `Gemma2Config`. Raises `UserError` for a setting that is not Gemma's."""
     kind = config.get("model_type", "gemma")
-    if kind not in ("gemma", "gemma2"):
-        raise UserError(f"a decoder of type {kind!r}: gemma and gemma2 are read here")
-    second = kind == "gemma2"
-    depth = config.get("num_hidden_layers", 26 if second else 28)
-    # Gemma 1's first files say "gelu" and mean its approximation by tanh.
-    activation = config.get("hidden_activation" if second else "hidden_act") or "gelu_pytorch_tanh"
-    if activation not in (("gelu_pytorch_tanh",) if second else ("gelu_pytorch_tanh", "gelu")):
+    if kind not in [*SETTINGS]:
+        raise UserError(f"a decoder of type {kind!r} (model_type in text_config): gemma and gemma2 are read here")
+    given = SETTINGS[kind].read(config, " of the decoder")
+    _check_activation(given)
+    if given["num_attention_heads"] % given["num_key_value_heads"]:
         raise UserError(
-            f"the activation of the decoder is {activation!r}: Gemma has 'gelu_pytorch_tanh', and nothing else is read here"
+            f"{given['num_attention_heads']} heads (num_attention_heads) of the decoder cannot share {given['num_key_value_heads']} "
+            "of keys and values (num_key_value_heads): correct one of them"
         )
-    rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    turns = ["sliding_attention" if layer % 2 == 0 else "full_attention" for layer in range(depth)]
-    only = dict(attention_bias=False, attention_dropout=0.0, tie_word_embeddings=True)
-    everywhere = ["full_attention"] * depth
-    only |= dict(layer_types=turns) if second and config.get("layer_types") != everywhere else {}
-    for field, wanted in only.items():
-        if (given := config.get(field, wanted)) != wanted and given is not None:
-            raise UserError(f"{field} of the decoder is {given!r}: Gemma has {wanted!r}, and nothing else is read here")
-    if (kind_of_rope := rotary.get("rope_type", "default")) != "default":
+    if given["head_dim"] % 2:
+        raise UserError(f"head_dim of the decoder is {given['head_dim']}: rotary positions turn pairs, so give an even number")
+    turns = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(given["num_hidden_layers"])]
+    everywhere = ["full_attention"] * given["num_hidden_layers"]
+    kinds = given["layer_types"] or (turns if kind == "gemma2" else everywhere)
+    if kinds != everywhere and (kind != "gemma2" or kinds != turns):
         raise UserError(
-            f"the rotary positions of the decoder are {kind_of_rope!r}: Gemma's are not scaled, and nothing else is read here"
+            f"layer_types of the decoder is {str(kinds)[:80]} for {len(turns)} blocks (num_hidden_layers): Gemma has windows in every "
+            "other block, or in none"
         )
     fields = dict(
-        vocab_size=config.get("vocab_size", 256_000),
-        width=config.get("hidden_size", 2304 if second else 3072),
-        depth=depth,
-        num_heads=config.get("num_attention_heads", 8 if second else 16),
-        num_kv_heads=config.get("num_key_value_heads", 4 if second else 16),
-        head_width=config.get("head_dim", 256),
-        mlp_dim=config.get("intermediate_size", 9216 if second else 24_576),
-        rope_base=float(rotary.get("rope_theta") or config.get("rope_theta") or 10_000),
-        eps=config.get("rms_norm_eps", 1e-6),
+        vocab_size=given["vocab_size"],
+        width=given["hidden_size"],
+        depth=given["num_hidden_layers"],
+        num_heads=given["num_attention_heads"],
+        num_kv_heads=given["num_key_value_heads"],
+        head_width=given["head_dim"],
+        mlp_dim=given["intermediate_size"],
+        rope_base=_rope_base(given),
+        eps=given["rms_norm_eps"],
     )
-    if second:
-        fields |= dict(
-            query_scale=float(config.get("query_pre_attn_scalar", 256)),
-            window=None if config.get("layer_types") == everywhere else config.get("sliding_window", 4096),
-            attention_soft_cap=config.get("attn_logit_softcapping", 50.0),
-            logit_soft_cap=config.get("final_logit_softcapping", 30.0),
-            sandwich_norm=True,
+    if kind == "gemma":
+        return fields
+    if kinds != everywhere and given["sliding_window"] is None:
+        raise UserError("sliding_window of the decoder is null though layer_types has windows: say how long they are")
+    return fields | dict(
+        query_scale=float(given["query_pre_attn_scalar"]),
+        window=None if kinds == everywhere else given["sliding_window"],
+        attention_soft_cap=given["attn_logit_softcapping"],
+        logit_soft_cap=given["final_logit_softcapping"],
+        sandwich_norm=True,
+    )
+
+
+def _check_activation(given: Mapping[str, Any]) -> None:
+    names = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_python_tanh", None)
+    for field, more in (("hidden_activation", ()), ("hidden_act", ("gelu",))):
+        if given.get(field) not in (*names, *more):
+            raise UserError(
+                f"the activation of the decoder is {given[field]!r} ({field}): Gemma has 'gelu_pytorch_tanh', and nothing else is read "
+                "here"
+            )
+
+
+def _rope_base(given: Mapping[str, Any]) -> float:
+    """The base of the rotary positions, which transformers before version 5 writes beside `rope_scaling` and later ones into `rope_parameters`."""
+    field = "rope_scaling" if given["rope_scaling"] else "rope_parameters"
+    rotary = given[field] or {}
+    if not isinstance(rotary, Mapping) or any(isinstance(value, Mapping) for value in rotary.values()):
+        raise UserError(f"{field} of the decoder is {str(rotary)[:80]}: one object for all blocks is read here; correct it")
+    part = rotary.get("partial_rotary_factor", 1.0)
+    kind = rotary.get("rope_type", rotary.get("type", "default")) if part in (None, 1.0) else f"of a part of {part!r}"
+    if kind != "default":
+        raise UserError(
+            f"the rotary positions of the decoder are {kind!r} ({field}): Gemma's are not scaled, and nothing else is read here"
         )
-    return fields
+    base = rotary.get("rope_theta", given["rope_theta"])
+    if type(base) not in (int, float) or not 0 < base <= 1e30:
+        raise UserError(f"rope_theta of the decoder is {base!r}: a number above 0 is read here; correct it")
+    return float(base)
 
 
 def to_config(module: Gemma) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from jaxdl.nn import (
     known_tokens,
 )
 from jaxdl.nn.transformer import as_rows
-from jaxdl.weights import UNCHANGED, Rows, Table, norm, packed
+from jaxdl.settings import Settings, count, depth, fixed, number, optional, refuse_uneven
+from jaxdl.weights import UNCHANGED, Constant, Rows, Table, norm, packed
 
 
 @flax.struct.dataclass
@@ -66,7 +67,9 @@ class GPT(nn.Module):
         self.decoder = self._decoder()
 
     def _decoder(self, **options: Any) -> Transformer:
-        init = dict(kernel_init=nn.initializers.normal(0.02), out_init=nn.initializers.normal(0.02 / math.sqrt(2 * self.depth)))
+        init = dict(
+            kernel_init=nn.initializers.normal(0.02), out_init=nn.initializers.normal(0.02 / math.sqrt(2 * max(1, self.depth)))
+        )
         block = TransformerBlock(
             self.num_heads,
             self.mlp_dim or 4 * self.width,
@@ -194,29 +197,49 @@ VARIANTS = {
 }
 
 
+_SETTINGS = Settings(
+    "GPT-2",
+    dict(
+        vocab_size=count(50_257),
+        n_positions=count(1024),
+        n_embd=count(768),
+        n_layer=depth(12),
+        n_head=count(12),
+        n_inner=optional(count(None)),
+        layer_norm_epsilon=number(1e-5),
+        activation_function=fixed("gelu_new", "gelu_pytorch_tanh"),
+        scale_attn_weights=fixed(True),
+        scale_attn_by_inverse_layer_idx=fixed(False),
+        reorder_and_upcast_attn=fixed(False),
+        add_cross_attention=fixed(False),
+        tie_word_embeddings=fixed(True),
+    ),
+    aliases=dict(
+        hidden_size="n_embd", max_position_embeddings="n_positions", num_attention_heads="n_head", num_hidden_layers="n_layer"
+    ),
+    unused=(
+        "n_ctx", "n_special", "predict_special_tokens", "summary_type", "summary_use_proj", "summary_activation",
+        "summary_proj_to_labels",
+    ),
+)  # fmt: skip
+"""Of transformers' `GPT2Config`."""
+
+
 def from_config(config: dict, **changes: Any) -> tuple[GPT, tuple[jax.ShapeDtypeStruct]]:
     """The model that a Hugging Face `config.json` of type `gpt2` describes, and abstract tokens.
 
     Fields that are left out have the defaults of transformers' `GPT2Config`. Raises `UserError` for a setting that is not GPT-2's.
     """
-    only = dict(
-        activation_function="gelu_new", scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    for field, wanted in only.items():
-        if (given := config.get(field, wanted)) != wanted:
-            raise UserError(f"{field} is {given!r}: GPT-2 has {wanted!r}, and nothing else is read here")
-    width, num_heads = config.get("n_embd", 768), config.get("n_head", 12)
-    if width % num_heads:
-        raise UserError(f"n_embd of {width} cannot be split into {num_heads} heads (n_head)")
+    given = _SETTINGS.read(config)
+    refuse_uneven(given, "n_embd", "n_head")
     module = GPT(
-        vocab_size=config.get("vocab_size", 50_257),
-        length=config.get("n_positions", 1024),
-        width=width,
-        depth=config.get("n_layer", 12),
-        num_heads=num_heads,
-        mlp_dim=config.get("n_inner"),
-        eps=config.get("layer_norm_epsilon", 1e-5),
+        vocab_size=given["vocab_size"],
+        length=given["n_positions"],
+        width=given["n_embd"],
+        depth=given["n_layer"],
+        num_heads=given["n_head"],
+        mlp_dim=given["n_inner"],
+        eps=given["layer_norm_epsilon"],
         **changes,
     )
     return module, (jax.ShapeDtypeStruct((1, 1), jnp.int32),)
@@ -268,8 +291,11 @@ def published(module: GPT) -> Table:
             **_linear(f"{block}/feed_forward/contract", f"{layer}.mlp.c_proj"),
             **norm("decoder/norm", "transformer.ln_f"),
         },
-        # Masks, and the copy of the embeddings that some files keep as the head.
-        ignored=r".*\.attn\.(masked_)?bias|lm_head\.weight",
+        copies={r"lm_head\.weight": "transformer.wte.weight"},
+        constants={
+            r"h\.\d+\.attn\.bias": Constant("the causal mask", lambda mask: np.array_equal(mask, np.tril(np.ones_like(mask)))),
+            r"h\.\d+\.attn\.masked_bias": Constant("a number that hides", lambda number: bool((number < -1e3).all())),
+        },
         optional=r"^transformer\.",  # The hub's own files were saved without the head, and have none.
     )
 

@@ -13,6 +13,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -36,7 +37,8 @@ from jaxdl.nn import (
     sinusoidal,
 )
 from jaxdl.nn.transformer import as_rows
-from jaxdl.weights import BATCHED, UNCHANGED, Rows, Table, dense, norm, reordered, separate_attention
+from jaxdl.settings import Settings, anything, count, depth, fixed, flag, optional, refuse_uneven
+from jaxdl.weights import BATCHED, UNCHANGED, ZERO, Constant, Rows, Table, dense, norm, reordered, separate_attention
 
 ACTIVATIONS = {"relu": jax.nn.relu, "swish": silu, "silu": silu, "gelu": gelu, "gelu_new": gelu_tanh}
 """Of the feed-forwards, by HF's names: the paper has ReLU (eq. 2), opus-mt swish."""
@@ -255,41 +257,71 @@ def _next_logits(module: EncoderDecoder) -> Decode:
     return decode
 
 
+_SAME = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "gelu_python_tanh": "gelu_new", "gelu_python": "gelu"}
+"""Other names in transformers of the activations above."""
+
+_SETTINGS = Settings(
+    "Marian",
+    dict(
+        vocab_size=count(58_101),
+        decoder_vocab_size=optional(count(None, least=0)),
+        d_model=count(1024),
+        encoder_layers=depth(12),
+        decoder_layers=depth(12),
+        encoder_attention_heads=count(16),
+        decoder_attention_heads=count(16),
+        encoder_ffn_dim=count(4096),
+        decoder_ffn_dim=count(4096),
+        max_position_embeddings=count(1024),
+        pad_token_id=count(58_100, least=0),
+        decoder_start_token_id=count(58_100, least=0),
+        activation_function=anything("gelu"),
+        scale_embedding=flag(False),
+        share_encoder_decoder_embeddings=fixed(True),
+        tie_word_embeddings=fixed(True),
+        # What the first files had, and transformers reads no more.
+        normalize_before=fixed(False),
+        normalize_embedding=fixed(False),
+        add_final_layer_norm=fixed(False),
+        static_position_embeddings=fixed(True),
+        add_bias_logits=fixed(False),
+        do_blenderbot_90_layernorm=fixed(False),
+        # Ours.
+        interleaved_positions=flag(False),
+        logits_bias=flag(True),
+    ),
+    aliases=dict(num_attention_heads="encoder_attention_heads", hidden_size="d_model", num_hidden_layers="encoder_layers"),
+    unused=("extra_pos_embeddings", "force_bos_token_to_be_generated", "save_step"),
+)
+"""Of transformers' `MarianConfig`."""
+
+
 def from_config(config: dict, **changes: Any) -> tuple[EncoderDecoder, tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
     """The model that a Hugging Face `config.json` of type `marian` describes, and abstract source and target tokens.
 
     Fields that are left out have the defaults of transformers' `MarianConfig`. Two that only `to_config` writes are the `logits_bias`, unless it is there, and `interleaved_positions`, see `published`. Raises `UserError` for a setting that is not read here: separate vocabularies or embeddings, pre-norm, a learned table of positions.
     """
-    only = dict(
-        share_encoder_decoder_embeddings=True, tie_word_embeddings=True, normalize_before=False, normalize_embedding=False,
-        add_final_layer_norm=False, static_position_embeddings=True, add_bias_logits=False,
-    )  # fmt: skip
-    for field, wanted in only.items():
-        if (given := config.get(field, wanted)) != wanted:
-            raise UserError(f"{field} is {given!r}: published Marian models have {wanted!r}, and nothing else is read here")
-    vocab_size, width = config.get("vocab_size", 58_101), config.get("d_model", 1024)
-    if (other := config.get("decoder_vocab_size") or vocab_size) != vocab_size:
+    given = _SETTINGS.read(config)
+    vocab_size, width, activation = given["vocab_size"], given["d_model"], given["activation_function"]
+    if (other := given["decoder_vocab_size"] or vocab_size) != vocab_size:
         raise UserError(f"decoder_vocab_size is {other} and vocab_size {vocab_size}: only a shared vocabulary is read here")
     stacks = {}
     for name in ("encoder", "decoder"):
-        sizes = config.get(f"{name}_layers", 12), config.get(f"{name}_attention_heads", 16), config.get(f"{name}_ffn_dim", 4096)
-        stacks[f"{name}_stack"] = Stack(*sizes)
-        if width % sizes[1]:
-            raise UserError(f"d_model of {width} cannot be split into {sizes[1]} heads ({name}_attention_heads)")
-    activation = config.get("activation_function", "gelu")
-    if activation not in ACTIVATIONS:
-        raise unknown("activation_function", activation, ACTIVATIONS)
+        refuse_uneven(given, "d_model", f"{name}_attention_heads")
+        stacks[f"{name}_stack"] = Stack(*(given[f"{name}_{size}"] for size in ("layers", "attention_heads", "ffn_dim")))
+    if activation not in [*ACTIVATIONS, *_SAME]:
+        raise unknown("activation_function", str(activation), ACTIVATIONS)
     module = EncoderDecoder(
         vocab_size,
         width,
         **stacks,
-        length=config.get("max_position_embeddings", 1024),
-        pad=config.get("pad_token_id", 58_100),
-        start=config.get("decoder_start_token_id", 58_100),
-        activation=activation,
-        scale_embedding=config.get("scale_embedding", False),
-        interleaved=config.get("interleaved_positions", False),
-        logits_bias=config.get("logits_bias", True),
+        length=given["max_position_embeddings"],
+        pad=given["pad_token_id"],
+        start=given["decoder_start_token_id"],
+        activation=_SAME.get(activation, activation),
+        scale_embedding=given["scale_embedding"],
+        interleaved=given["interleaved_positions"],
+        logits_bias=given["logits_bias"],
         **changes,
     )
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
@@ -352,14 +384,27 @@ def published(module: EncoderDecoder) -> Table:
             path: (name, form if axes[path] is None else reordered(order, axes[path], form))
             for path, (name, form) in rows.items()
         }
-    # Copies of the one table, and positions, which are computed.
-    ignored = r"lm_head\.weight|(en|de)coder\.embed_(tokens|positions)\.weight"
+    places = Constant("sines and cosines", functools.partial(_are_sinusoids, (module.length, module.width)))
+    constants = {r"(en|de)coder\.embed_positions\.weight": places}
+    if not module.logits_bias:
+        constants |= {"final_logits_bias": ZERO}  # Transformers keeps zeros for a bias that is not there.
     return Table(
         rows,
-        # Transformers keeps zeros for a bias that is not there.
-        ignored=ignored if module.logits_bias else rf"{ignored}|final_logits_bias",
         optional=r"^model\.",
+        copies={r"lm_head\.weight|(en|de)coder\.embed_tokens\.weight": "model.shared.weight"},
+        constants=constants,
+        zero="final_logits_bias",
     )
+
+
+def _are_sinusoids(shape: tuple[int, int], tensor: np.ndarray) -> bool:
+    """Whether a stored table of positions is that which is computed, all sines first, to what its type can hold."""
+    if tensor.shape != shape:
+        return False
+    wanted = np.asarray(sinusoidal(*shape, interleaved=False))
+    # The angle of the last place is rounded to 32 bits here.
+    tolerance = max(2 * float(jnp.finfo(tensor.dtype).eps), shape[0] * 2e-7)
+    return bool(np.abs(tensor.astype(np.float64) - wanted).max() <= tolerance)
 
 
 def _stream_axis(path: str) -> int | None:

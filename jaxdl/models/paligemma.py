@@ -22,6 +22,7 @@ from jaxdl.models import gemma, siglip
 from jaxdl.models.gemma import Gemma
 from jaxdl.models.siglip import VisionTower
 from jaxdl.nn import Cache, known_tokens
+from jaxdl.settings import Settings, count, fixed, section
 from jaxdl.weights import Table, dense, image_settings
 
 
@@ -181,6 +182,16 @@ _TEXT = dict(
 )  # fmt: skip
 
 
+_SETTINGS = Settings(
+    "PaliGemma",
+    dict(projection_dim=count(2048), image_token_index=count(256_000, least=0), tie_word_embeddings=fixed(True)),
+    aliases=dict(image_token_id="image_token_index"),
+    # Those of the parts are read there.
+    unused=("vision_config", "text_config", "num_image_tokens", *siglip.VISION.fields, *gemma.SETTINGS["gemma2"].fields),
+)
+"""Of transformers' `PaliGemmaConfig`."""
+
+
 def from_config(
     config: dict, **changes: Any
 ) -> tuple[PaliGemma, tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
@@ -188,23 +199,24 @@ def from_config(
 
     Fields that are left out have the defaults of transformers. `changes` (`attention`, `dtype`, `dropout`, `remat`) go to tower and decoder. Raises `UserError` for a setting that is not PaliGemma's.
     """
-    vision, text = config.get("vision_config") or _VISION, gemma.fields_of_config(config.get("text_config") or _TEXT)
-    patch_size, side = vision.get("patch_size", 16), vision.get("image_size", 224)
-    if not (isinstance(patch_size, int) and isinstance(side, int)):
+    given = _SETTINGS.read(config)
+    text = gemma.fields_of_config(section(config, "text_config", _TEXT))
+    vision = section(config, "vision_config", _VISION)
+    if (kind := vision.get("model_type", "siglip_vision_model")) != "siglip_vision_model":
+        raise UserError(f"a vision tower of type {kind!r} (model_type in vision_config): siglip_vision_model is read here")
+    vision = siglip.VISION.read(vision, " in vision_config")
+    if (projected := given["projection_dim"]) != text["width"]:
         raise UserError(
-            f"images of {side} pixels in patches of {patch_size} are not read here: both must be the side of a square"
-        )
-    if (projected := config.get("projection_dim", 2048)) != text["width"]:
-        raise UserError(
-            f"patches become vectors of {projected} and tokens of {text['width']} (projection_dim): they must be of one width"
+            f"patches become vectors of {projected} and tokens of {text['width']} (projection_dim, hidden_size in text_config): they must be of one width"
         )
     module = PaliGemma(
-        VisionTower(patch_size=patch_size, head=False, **siglip.tower_fields(vision, "vision_config"), **changes),
+        VisionTower(head=False, **siglip.vision_fields(vision), **changes),
         Gemma(**text, **changes),
-        config.get("image_token_index", config.get("image_token_id", 256_000)),
+        given["image_token_index"],
     )
-    images = jax.ShapeDtypeStruct((1, side, side, vision.get("num_channels", 3)), jnp.float32)
-    tokens = jax.ShapeDtypeStruct((1, (side // patch_size) ** 2 + 1), jnp.int32)
+    images = siglip.image_shape(vision)
+    patches = (vision["image_size"] // vision["patch_size"]) ** 2
+    tokens = jax.ShapeDtypeStruct((1, patches + 1), jnp.int32)
     return module, (images, tokens, jax.ShapeDtypeStruct((1,), jnp.int32))
 
 
@@ -251,7 +263,11 @@ def published(module: PaliGemma) -> Table:
             **dense("projection", "multi_modal_projector.linear"),
             **gemma.published_rows("text", "language_model.model", module.text.sandwich_norm),
         },
-        # The head is the table of embeddings; older files have it twice, or have positions that are counted anyway.
-        ignored=r"(language_model\.)?lm_head\.weight|.*\.position_ids",
-        optional=r"(?<=^vision_tower\.)vision_model\.",  # What transformers saves is without it, the hub's own files have it.
+        # What pools the patches is not used.
+        ignored=r"vision_tower\.head\..*",
+        # The hub's files have `vision_tower.vision_model` and `language_model.model`, memory since transformers 4.52 has
+        # `model.vision_tower` and `model.language_model`, and what it saves is a mixture.
+        optional=r"^model\.|(?<=vision_tower\.)vision_model\.|(?<=language_model\.)model\.",
+        copies={r"(language_model\.)?lm_head\.weight": "language_model.model.embed_tokens.weight"},
+        constants=siglip.POSITION_IDS,
     )

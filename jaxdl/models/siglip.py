@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -25,7 +26,9 @@ from jaxdl.nn import (
     dot_product_attention,
     known_tokens,
 )
+from jaxdl.settings import Settings, count, depth, fixed, flag, number, optional, refuse_uneven, section, side
 from jaxdl.weights import (
+    COUNTED,
     UNCHANGED,
     Rows,
     Table,
@@ -42,7 +45,7 @@ from jaxdl.weights import (
 class VisionTower(nn.Module):
     """A ViT with an attention-pooling head: images `B H W C` to vectors `B D`, not normalised; without `head`, to those of all patches, `B T D`.
 
-    Pixels beyond the last whole patch are cropped, as in the published So400m/14, which loses six of 384. The number of positions is fixed by the resolution at initialisation. `scan` and `remat` are those of `Transformer`.
+    Pixels beyond the last whole patch are cropped, as in the published So400m/14, which loses six of 384. The number of positions is fixed by the resolution at initialisation. `scan` and `remat` are those of `Transformer`, `grid` that of `refuse_other_grid`.
     """
 
     patch_size: int
@@ -57,12 +60,14 @@ class VisionTower(nn.Module):
     scan: bool = False
     remat: bool = False
     dtype: DTypeLike | None = None
+    grid: tuple[int, int] | None = dataclasses.field(default=None, compare=False)
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B D"] | Float[Array, "B T D"]:
         height, width = (side // self.patch_size * self.patch_size for side in images.shape[1:3])
         if not height or not width:
             raise UserError(f"images of {images.shape[1]}×{images.shape[2]} hold no patch of {self.patch_size}: make them larger")
+        refuse_other_grid(self.grid, (height // self.patch_size, width // self.patch_size))
         x = PatchEmbedding(self.patch_size, self.width, dtype=self.dtype, name="patches")(images[:, :height, :width])
         x = LearnedPositions(name="positions")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
@@ -70,6 +75,15 @@ class VisionTower(nn.Module):
         if not self.head:
             return x
         return AttentionPooling(self.num_heads, self.mlp_dim, self.attention, self.eps, self.dtype, name="head")(x)
+
+
+def refuse_other_grid(positions: tuple[int, int] | None, patches: tuple[int, int]) -> None:
+    """Raises `UserError` where learned positions are known to be those of other rows and columns of patches, of which there may be as many. None: they are not known."""
+    if positions is not None and positions != patches:
+        raise UserError(
+            f"images are cut into {patches[0]}×{patches[1]} patches, and the learned positions are those of "
+            f"{positions[0]}×{positions[1]}: resize the images"
+        )
 
 
 class TextTower(nn.Module):
@@ -199,28 +213,63 @@ def image_processor(size: int | tuple[int, int], **changes: Any) -> ImageProcess
     return ImageProcessor.symmetric(size, **changes)
 
 
+_TOWER = dict(
+    hidden_size=count(768),
+    intermediate_size=count(3072),
+    num_hidden_layers=depth(12),
+    num_attention_heads=count(12),
+    hidden_act=fixed("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_python_tanh"),
+    layer_norm_eps=number(1e-6),
+)
+VISION = Settings(
+    "SigLIP",
+    _TOWER | dict(image_size=side(224), patch_size=side(16), num_channels=count(3), vision_use_head=flag(True)),
+    # Of the model around it, as PaliGemma's files have them.
+    unused=("projection_dim", "projector_hidden_act", "num_image_tokens", "vocab_size", "num_positions"),
+)
+"""Of transformers' `SiglipVisionConfig`."""
+_TEXT = Settings(
+    "SigLIP",
+    _TOWER | dict(vocab_size=count(32_000), max_position_embeddings=count(64), projection_size=optional(count(None))),
+)
+"""Of its `SiglipTextConfig`."""
+_SETTINGS = Settings("SigLIP", {}, unused=("vision_config", "text_config", *VISION.fields, *_TEXT.fields))
+
+
 def from_config(config: dict, **changes: Any) -> tuple[SigLIP, tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
     """The model that a Hugging Face `config.json` describes, and abstract images and tokens of the sizes it was trained on.
 
     Fields that are left out have the defaults of transformers' `SiglipVisionConfig` and `SiglipTextConfig`. `changes` (`attention`, `dtype`, `dropout`, `scan`, `remat`) go to both towers. Raises `UserError` for a setting that is not SigLIP's.
     """
-    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
-    patch_size, side = vision.get("patch_size", 16), vision.get("image_size", 224)
-    width, features = vision.get("hidden_size", 768), text.get("projection_size") or text.get("hidden_size", 768)
-    if not (isinstance(patch_size, int) and isinstance(side, int)):
-        raise UserError(
-            f"images of {side} pixels in patches of {patch_size} are not read here: both must be the side of a square"
-        )
-    if not vision.get("vision_use_head", True):
+    _SETTINGS.read(config)
+    vision = VISION.read(section(config, "vision_config", {}), " in vision_config")
+    text = _TEXT.read(section(config, "text_config", {}), " in text_config")
+    width, features = vision["hidden_size"], text["projection_size"] or text["hidden_size"]
+    if not vision["vision_use_head"]:
         raise UserError("the vision tower has no attention-pooling head (vision_use_head is false): choose a SigLIP that has one")
     if width != features:
-        raise UserError(f"images become vectors of {width} and texts of {features} (projection_size): they must be of one width")
+        raise UserError(
+            f"images become vectors of {width} and texts of {features} (hidden_size in vision_config, projection_size or "
+            "hidden_size in text_config): they must be of one width"
+        )
     module = SigLIP(
-        VisionTower(patch_size=patch_size, **tower_fields(vision, "vision_config"), **changes),
-        TextTower(vocab_size=text.get("vocab_size", 32_000), features=features, **tower_fields(text, "text_config"), **changes),
+        VisionTower(**vision_fields(vision), **changes),
+        TextTower(vocab_size=text["vocab_size"], features=features, **tower_fields(text, " in text_config"), **changes),
     )
-    images = jax.ShapeDtypeStruct((1, side, side, vision.get("num_channels", 3)), jnp.float32)
-    return module, (images, jax.ShapeDtypeStruct((1, text.get("max_position_embeddings", 64)), jnp.int32))
+    tokens = jax.ShapeDtypeStruct((1, text["max_position_embeddings"]), jnp.int32)
+    return module, (image_shape(vision), tokens)
+
+
+def vision_fields(vision: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a vision tower, of its settings."""
+    side = vision["image_size"] // vision["patch_size"]
+    return tower_fields(vision, " in vision_config") | dict(patch_size=vision["patch_size"], grid=(side, side))
+
+
+def image_shape(vision: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
+    """One image of the size that the settings of a vision tower speak of."""
+    sides = vision["image_size"], vision["image_size"]
+    return jax.ShapeDtypeStruct((1, *sides, vision["num_channels"]), jnp.float32)
 
 
 def to_config(module: SigLIP, params: PyTree) -> dict[str, Any]:
@@ -252,20 +301,15 @@ def tower_config(tower: VisionTower | TextTower) -> dict[str, Any]:
     )
 
 
-def tower_fields(config: dict, name: str) -> dict[str, Any]:
-    """The fields that both towers have, of the part `name` of a Hugging Face configuration. Raises `UserError` for a setting that is not SigLIP's."""
-    width, num_heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
-    if width % num_heads:
-        raise UserError(f"a hidden_size of {width} in {name} cannot be split into {num_heads} heads")
-    for field, only in (("hidden_act", "gelu_pytorch_tanh"), ("attention_dropout", 0.0)):
-        if (given := config.get(field, only)) != only:
-            raise UserError(f"{field} in {name} is {given!r}: SigLIP has {only!r}, and nothing else is read here")
+def tower_fields(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields that both towers have, of the settings of one of them. Raises `UserError` for a width that cannot be split into its heads."""
+    refuse_uneven(given, where=where)
     return dict(
-        width=width,
-        depth=config.get("num_hidden_layers", 12),
-        num_heads=num_heads,
-        mlp_dim=config.get("intermediate_size", 3072),
-        eps=config.get("layer_norm_eps", 1e-6),
+        width=given["hidden_size"],
+        depth=given["num_hidden_layers"],
+        num_heads=given["num_attention_heads"],
+        mlp_dim=given["intermediate_size"],
+        eps=given["layer_norm_eps"],
     )
 
 
@@ -285,8 +329,13 @@ def published(module: SigLIP) -> Table:
             **norm("text/encoder/norm", "text_model.final_layer_norm"),
             **dense("text/head", "text_model.head"),
         },
-        ignored=r".*\.position_ids",
+        optional=r"^siglip\.",
+        constants=POSITION_IDS,
     )
+
+
+POSITION_IDS = {r".*\.position_ids": COUNTED}
+"""What older files have for each table of positions."""
 
 
 def vision_rows(ours: str, theirs: str, tower: VisionTower) -> Rows:

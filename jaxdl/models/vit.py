@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError, unknown
+from jaxdl.models.siglip import refuse_other_grid
 from jaxdl.nn import (
     Attention,
     AttentionPooling,
@@ -29,6 +31,7 @@ from jaxdl.nn import (
     interpolate_positions,
     sinusoidal_2d,
 )
+from jaxdl.settings import Settings, anything, count, depth, fixed, flag, number, optional, refuse_uneven, side
 from jaxdl.weights import BATCHED, UNCHANGED, Table, dense, image_settings, norm, patch_kernel
 
 POOLS = ("class", "mean", "map")
@@ -48,6 +51,7 @@ class ViT(nn.Module):
 
     - `pool` says how the patches become one vector: by a class token in front of them (the paper, section 3.1), by their mean (Beyer et al. 2022), or by attention with a learned query (Zhai et al. 2022).
     - `positions` are learned, one for each patch and the class token, or fixed sines and cosines of row and column, with none for the class token (Beyer et al. 2022).
+    - `grid`, where it is known, is that of `refuse_other_grid`: the rows and columns of patches that learned positions are of.
     - `stochastic_depth`, `scan` and `remat` are those of `Transformer`; `mlp_dim` is `4 · width` unless given.
 
     The head and the class token start from zero, as in the authors' code. `ViT.variant("B/16", num_classes=1000)` is a published size. The number of positions is fixed by the image size at initialisation; `adapt` changes it.
@@ -69,6 +73,7 @@ class ViT(nn.Module):
     scan: bool = False
     remat: bool = False
     dtype: DTypeLike | None = None
+    grid: tuple[int, int] | None = dataclasses.field(default=None, compare=False)
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"], *, train: bool = False) -> ViTOutput:
@@ -77,8 +82,10 @@ class ViT(nn.Module):
             if given not in known:
                 raise unknown(what, given, known)
         x = PatchEmbedding(self.patch_size, self.width, dtype=self.dtype, name="patches")(images)
+        rows, columns = (side // self.patch_size for side in images.shape[1:3])
+        if self.positions == "learned":
+            refuse_other_grid(self.grid, (rows, columns))
         if self.positions == "sincos":
-            rows, columns = (side // self.patch_size for side in images.shape[1:3])
             x = x + sinusoidal_2d(rows, columns, self.width, endpoint=True)
         if self.pool == "class":
             token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width))
@@ -152,7 +159,7 @@ def adapt(
 ) -> tuple[ViT, PyTree]:
     """Prepares a model for fine-tuning on images of another `size` (height, width) and another number of classes (Dosovitskiy et al. 2021, section 3.2).
 
-    Learned positions of square images are interpolated. If the number of classes differs, or there was no head, the new head starts from zero; otherwise it is kept, even if the classes mean something else. Raises `UserError` for a size that is no multiple of `patch_size`, and for positions that do not form a square.
+    Learned positions are interpolated: those of a square image, or of the `grid` of the module where it is known. If the number of classes differs, or there was no head, the new head starts from zero; otherwise it is kept, even if the classes mean something else. Raises `UserError` for a size that is no multiple of `patch_size`, and for positions that do not form a square.
     """
     params = dict(params)
     if size is not None and module.positions == "learned":
@@ -163,11 +170,12 @@ def adapt(
         table = params["positions"]["table"]
         places = len(table) - (module.pool == "class")
         side = math.isqrt(places)
-        if side**2 != places:
+        if module.grid is None and side**2 != places:
             raise UserError(f"{places} places are not those of a square image: positions of others are not interpolated here")
-        grid = (side, side), (size[0] // module.patch_size, size[1] // module.patch_size)
-        if grid[0] != grid[1]:
-            params["positions"] = {"table": interpolate_positions(table, *grid)}
+        grid = size[0] // module.patch_size, size[1] // module.patch_size
+        if (before := module.grid or (side, side)) != grid:
+            params["positions"] = {"table": interpolate_positions(table, before, grid)}
+        module = module.clone(grid=grid)
     if num_classes is not None and num_classes != module.num_classes:
         dtype = params["patches"]["projection"]["kernel"].dtype
         params["head"] = {"kernel": jnp.zeros((module.width, num_classes), dtype), "bias": jnp.zeros(num_classes, dtype)}
@@ -180,36 +188,61 @@ def image_processor(size: int | tuple[int, int], **changes: Any) -> ImageProcess
     return ImageProcessor.symmetric(size, **{"resample": "bilinear", **changes})
 
 
+_SETTINGS = Settings(
+    "ViT",
+    dict(
+        hidden_size=count(768),
+        num_hidden_layers=depth(12),
+        num_attention_heads=count(12),
+        intermediate_size=count(3072),
+        hidden_act=fixed("gelu", "gelu_python"),
+        layer_norm_eps=number(1e-12),
+        image_size=side(224),
+        patch_size=side(16),
+        num_channels=count(3),
+        qkv_bias=flag(True),
+        num_labels=optional(count(None, least=0)),
+        id2label=anything(),
+        architectures=anything(),
+    ),
+    # Of the layer on top of the class token that no classifier uses, and of masked training.
+    unused=("pooler_output_size", "pooler_act", "encoder_stride"),
+)
+"""Of transformers' `ViTConfig`."""
+
+
 def from_config(config: dict, **changes: Any) -> tuple[ViT, tuple[jax.ShapeDtypeStruct]]:
     """The model that a Hugging Face `config.json` of type `vit` describes, and abstract images of the size it was trained on.
 
     Fields that are left out have the defaults of transformers' `ViTConfig`. A `ViTModel`, by `architectures`, has no head. Raises `UserError` for a setting that is not ViT's.
     """
-    for field, only in (("hidden_act", "gelu"), ("attention_probs_dropout_prob", 0.0)):
-        if (given := config.get(field, only)) != only:
-            raise UserError(f"{field} is {given!r}: ViT has {only!r}, and nothing else is read here")
-    patch_size, side = config.get("patch_size", 16), config.get("image_size", 224)
-    if not (isinstance(patch_size, int) and isinstance(side, int)):
-        raise UserError(
-            f"images of {side} pixels in patches of {patch_size} are not read here: both must be the side of a square"
-        )
-    width, num_heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
-    if width % num_heads:
-        raise UserError(f"a hidden_size of {width} cannot be split into {num_heads} heads (num_attention_heads)")
-    has_head = config.get("architectures") != ["ViTModel"]
+    given = _SETTINGS.read(config)
+    refuse_uneven(given)
+    named = given["architectures"] or ARCHITECTURES
     module = ViT(
-        patch_size=patch_size,
-        width=width,
-        depth=config.get("num_hidden_layers", 12),
-        num_heads=num_heads,
-        # transformers does not write out the two classes that it takes where none are named.
-        num_classes=len(config.get("id2label", range(2))) if has_head else 0,
-        mlp_dim=config.get("intermediate_size", 3072),
-        qkv_bias=config.get("qkv_bias", True),
-        eps=config.get("layer_norm_eps", 1e-12),
+        patch_size=given["patch_size"],
+        width=given["hidden_size"],
+        depth=given["num_hidden_layers"],
+        num_heads=given["num_attention_heads"],
+        num_classes=_num_classes(given) if "ViTForImageClassification" in named else 0,
+        mlp_dim=given["intermediate_size"],
+        qkv_bias=given["qkv_bias"],
+        eps=given["layer_norm_eps"],
+        grid=(given["image_size"] // given["patch_size"],) * 2,
         **changes,
     )
-    return module, (jax.ShapeDtypeStruct((1, side, side, config.get("num_channels", 3)), jnp.float32),)
+    sides = given["image_size"], given["image_size"]
+    return module, (jax.ShapeDtypeStruct((1, *sides, given["num_channels"]), jnp.float32),)
+
+
+def _num_classes(given: dict[str, Any]) -> int:
+    """`num_labels`, or how many labels have a name, or the two that transformers takes, and does not write out, where nothing is said."""
+    labels = given["id2label"]
+    if labels is not None and not (isinstance(labels, dict) and all(str(index).isdecimal() for index in labels)):
+        raise UserError(f"id2label is no object of names by number ({str(labels)[:80]}): correct it")
+    if given["num_labels"] is not None:
+        return given["num_labels"]
+    return 2 if labels is None else len({int(index) for index in labels})
 
 
 def to_config(module: ViT, params: PyTree) -> dict[str, Any]:
@@ -239,6 +272,19 @@ def to_config(module: ViT, params: PyTree) -> dict[str, Any]:
 ARCHITECTURES = ("ViTForImageClassification", "ViTModel")
 
 
+_NEWER = {
+    "layernorm_before": "layernorm_before",
+    "layernorm_after": "layernorm_after",
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+"""What parts of a block are called in the memory of transformers 5, and in files."""
+
+
 def published(module: ViT) -> Table:
     """The names in the files of transformers' `ViTForImageClassification`, or where there is no head of its `ViTModel`."""
     within = "vit." if module.num_classes else ""
@@ -264,4 +310,13 @@ def published(module: ViT) -> Table:
         # A layer on top of the class token that no classifier uses, and what stands for hidden patches in masked training.
         ignored=r"pooler\.dense\.(weight|bias)|embeddings\.mask_token",
         optional=r"^vit\.",
+        copies={
+            r"score\.(weight|bias)": r"classifier.\1",
+            **{rf"layers\.(\d+)\.{new}\.(weight|bias)": rf"vit.encoder.layer.\1.{old}.\2" for new, old in _NEWER.items()},
+        },
     )
+
+
+def architecture(names: Collection[str]) -> str:
+    """Which of `ARCHITECTURES` tensors of these names are of, where no `config.json` says it."""
+    return ARCHITECTURES["classifier.weight" not in names and "score.weight" not in names]

@@ -47,11 +47,16 @@ def read_config(directory: Path) -> dict[str, Any]:
 def family_of(config: dict[str, Any], directory: Path) -> ModuleType:
     """The file of `jaxdl.models` for a `config.json`. Raises `UserError` for a model that none of them reads."""
     given = str(config.get("model_type") or config.get("_class_name"))
+    whole, _, part = given.partition("_")
+    if whole in jaxdl.models.FAMILIES and part in ("text_model", "vision_model"):
+        raise UserError(f"{directory} holds a {given} (model_type in its config.json), one tower alone: give a whole {whole}")
     if given not in jaxdl.models.FAMILIES:
         what = f"model family for {directory}, the model_type or _class_name in its config.json,"
         raise unknown(what, given, sorted(jaxdl.models.FAMILIES))
     family = importlib.import_module(f"jaxdl.models.{jaxdl.models.FAMILIES[given]}")
     named, read = config.get("architectures") or [], getattr(family, "ARCHITECTURES", ())
+    if not (isinstance(named, list) and all(isinstance(each, str) for each in named)):
+        raise UserError(f"architectures in the config.json of {directory} is {named!r}: a list of names is read here; correct it")
     if named and read and not set(named) & set(read):
         raise UserError(
             f"{directory} is a {', '.join(map(str, named))} (architectures): of {given}, {', '.join(read)} is read here"
@@ -72,7 +77,16 @@ class Tensors(Mapping[str, np.ndarray]):
             self._file_of.update(dict.fromkeys(opened.keys(), opened))
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._file_of[name].get_tensor(name)
+        opened = self._file_of[name]
+        try:
+            return opened.get_tensor(name)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{name} cannot be read ({error}): fetch its file again") from error
+        except (AttributeError, TypeError, ValueError) as error:  # A type that numpy has not.
+            raise UserError(
+                f"{name} is stored as {opened.get_slice(name).get_dtype()}, and floats of 16, 32 or 64 bits are read here: "
+                "give weights that are not quantized"
+            ) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
@@ -88,10 +102,12 @@ def weight_files(directory: Path) -> list[Path]:
         if whole.is_file():
             return [whole]
         if index.is_file():
-            names = set(read_json(index).get("weight_map", {}).values())
-            if foreign := [name for name in names if Path(name).name != name]:
+            files = read_json(index).get("weight_map")
+            if not (isinstance(files, dict) and files and all(isinstance(name, str) for name in files.values())):
+                raise UserError(f"{index.name} names no file for each tensor (weight_map): fetch it again")
+            if foreign := [name for name in files.values() if Path(name).name != name]:
                 raise UserError(f"{index.name} points out of its directory ({foreign[0]}): fetch it again")
-            return [directory / name for name in sorted(names)]
+            return [directory / name for name in sorted(set(files.values()))]
     return []
 
 
@@ -125,7 +141,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} holds no {path.name}: give the directory of a published model") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON ({error}): fetch it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object: fetch it again")

@@ -50,11 +50,15 @@ def load(
     config = read_config(directory)
     family = family_of(config, directory)
     try:
+        files = weight_files(directory)
+        tensors = Tensors(files)
+        if files and not config.get("architectures") and hasattr(family, "architecture"):
+            config |= {"architectures": [family.architecture(tensors)]}
         module, inputs = _described(family, config, expected, changes)
         shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-        if not (files := weight_files(directory)):
+        if not files:
             raise no_weights(path_or_hub_name, directory)
-        params = convert(Tensors(files), family.published(module), shapes, param_dtype)
+        params = convert(tensors, family.published(module), shapes, param_dtype)
     except UserError as error:
         raise UserError(f"{path_or_hub_name}: {error}") from error
     return (family.from_config(config, scan=True, **changes)[0], stack_blocks(params)) if scan else (module, params)
@@ -103,7 +107,10 @@ def load_tokenizers(path_or_hub_name: str | os.PathLike) -> tuple[Tokenizer, Tok
 def _described(
     family: ModuleType, config: dict[str, Any], expected: type[nn.Module], changes: dict[str, Any]
 ) -> tuple[nn.Module, tuple[jax.ShapeDtypeStruct, ...]]:
-    module, inputs = family.from_config(config, **changes)
+    try:
+        module, inputs = family.from_config(config, **changes)
+    except UserError as error:
+        raise UserError(f"config.json: {error}") from error
     if not isinstance(module, expected):
         raise UserError(f"the weights are those of a {type(module).__name__}: give those of a {expected.__name__}")
     return module, inputs

@@ -151,7 +151,7 @@ def test_settings_that_older_files_have_twice_are_read_as_transformers_reads_the
     "config, message",
     [
         ({"vision_config": {"hidden_act": "gelu_new"}}, "hidden_act in vision_config 'gelu_new'"),
-        ({"text_config": {"attention_dropout": 0.1}}, "attention_dropout in text_config is 0.1"),
+        ({"text_config": {"layer_norm_eps": "1e-5"}}, "layer_norm_eps in text_config is '1e-5'"),
         ({"text_config": {"eos_token_id": [1, 2]}}, "one token ends a text"),
         ({"vision_config": {"image_size": [224, 336]}}, "square"),
         ({"text_config": {"num_attention_heads": 7}}, "hidden_size of 512 in text_config cannot be split into 7 heads"),

@@ -14,46 +14,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from published_models import FAMILIES, publish
+
 from jaxdl import pretrained
 from jaxdl.errors import UserError
-
-TOWER = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
-IMAGE, TEXT = TOWER | dict(image_size=8, patch_size=4), TOWER | dict(vocab_size=30, max_position_embeddings=6)
-GPT2 = dict(vocab_size=30, n_positions=8, n_embd=16, n_layer=2, n_head=2)
-MARIAN = dict(
-    vocab_size=30, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-    encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=12, activation_function="swish", scale_embedding=True,
-    pad_token_id=29, eos_token_id=0, decoder_start_token_id=29, forced_eos_token_id=None,
-)  # fmt: skip
-GEMMA = TOWER | dict(model_type="gemma", num_key_value_heads=1, head_dim=8, vocab_size=30)
-PALIGEMMA = dict(
-    vision_config=IMAGE | dict(model_type="siglip_vision_model", vision_use_head=False), text_config=GEMMA, projection_dim=16,
-    hidden_size=16, image_token_index=29,
-)  # fmt: skip
-CLIP = dict(vision_config=IMAGE, text_config=TEXT | dict(eos_token_id=28), projection_dim=12)
-
-random = np.random.default_rng(0)
-images = lambda count: random.standard_normal((count, 8, 8, 3), np.float32)
-tokens = lambda *shape: random.integers(1, 28, shape, np.int32)
-FAMILIES = {
-    "vit": ("ViTForImageClassification", IMAGE | dict(num_labels=5), (images(2),), (2, 5)),
-    "clip": ("CLIPModel", CLIP, (images(2), tokens(3, 6)), (2, 3)),
-    "siglip": ("SiglipModel", dict(vision_config=IMAGE, text_config=TEXT), (images(2), tokens(3, 6)), (2, 3)),
-    "gpt2": ("GPT2LMHeadModel", GPT2, (tokens(2, 7),), (2, 7, 30)),
-    "marian": ("MarianMTModel", MARIAN, (tokens(2, 6), tokens(2, 4)), (2, 4, 30)),
-    "paligemma": (
-        "PaliGemmaForConditionalGeneration", PALIGEMMA,
-        (images(2), np.concatenate([np.full((2, 4), 29, np.int32), tokens(2, 5)], 1), np.array([6, 5], np.int32)), (2, 9, 30),
-    ),
-}  # fmt: skip
-"""By `model_type`: transformers' class and its settings, the inputs of a call, the shape of its logits."""
-
-
-def publish(name: str, directory) -> None:
-    kind, settings, *_ = FAMILIES[name]
-    torch.manual_seed(0)
-    model = getattr(transformers, kind)
-    model(model.config_class(**settings)).save_pretrained(directory)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

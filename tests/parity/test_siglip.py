@@ -209,7 +209,7 @@ def test_fields_left_out_have_the_defaults_of_transformers():
     "config, message",
     [
         ({"vision_config": {"hidden_act": "gelu"}}, "hidden_act in vision_config is 'gelu'"),
-        ({"text_config": {"attention_dropout": 0.1}}, "attention_dropout in text_config is 0.1"),
+        ({"text_config": {"layer_norm_eps": "1e-6"}}, "layer_norm_eps in text_config is '1e-6'"),
         ({"vision_config": {"vision_use_head": False}}, "vision_use_head"),
         ({"vision_config": {"image_size": [224, 336]}}, "square"),
         ({"text_config": {"projection_size": 512}}, "vectors of 768 and texts of 512"),

@@ -152,7 +152,7 @@ def test_a_tensor_that_is_missing_or_left_over_is_named(directory, tmp_path):
     ("settings", "message"),
     [
         (dict(hidden_act="gelu_new"), "hidden_act is 'gelu_new'"),
-        (dict(attention_probs_dropout_prob=0.1), "attention_probs_dropout_prob is 0.1"),
+        (dict(layer_norm_eps="1e-12"), "layer_norm_eps is '1e-12'"),
         (dict(num_attention_heads=5), "32 cannot be split into 5 heads"),
         (dict(image_size=[12, 16]), "side of a square"),
     ],
