@@ -22,6 +22,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def refused(path: Path, field: str, value: Any, reason: str) -> UserError:
+    """The error for an entry of such an object, which is shown as far as a line has room for it."""
+    shown = repr(value) if len(repr(value)) < 80 else f"{repr(value)[:77]}…"
+    return UserError(f"{path}: {field!r} ({shown}) {reason}")
+
+
 def replace_text(path: Path, text: str) -> None:
     """Writes a file of UTF-8."""
     temporary = path.with_name(path.name + ".tmp")

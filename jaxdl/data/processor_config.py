@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdl.errors import UserError
-from jaxdl.files import read_json
+from jaxdl.files import read_json, refused
 
 RESAMPLES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """The filters of PIL, in the order of their numbers."""
@@ -55,7 +55,7 @@ def read_fields(directory: Path) -> tuple[Path, dict[str, Any]]:
     path, config = _described(directory)
     kind = _class(config, path)
     if unknown := [name for name, value in config.items() if not (name in _known() or value in (None, False))]:
-        raise _refused(path, unknown[0], config[unknown[0]], "is not known here: leave it out if it changes nothing")
+        raise refused(path, unknown[0], config[unknown[0]], "is not known here: leave it out if it changes nothing")
     if kind is None:
         if left_out := [name for name in ("size", "resample", "image_mean", "image_std") if name not in config]:
             reason = f"leaves out {left_out[0]!r}, and names no image_processor_type whose default would hold"
@@ -73,7 +73,7 @@ def _described(directory: Path) -> tuple[Path, dict[str, Any]]:
     path = directory / "processor_config.json"
     if path.is_file() and (nested := read_json(path).get("image_processor")) is not None:
         if not isinstance(nested, dict):
-            raise _refused(path, "image_processor", nested, "is no JSON object")
+            raise refused(path, "image_processor", nested, "is no JSON object")
         return path, nested
     if (path := directory / "preprocessor_config.json").is_file():
         return path, read_json(path)
@@ -89,7 +89,7 @@ def _class(config: dict[str, Any], path: Path) -> str | None:
             name = named if isinstance(named, str) else ""
             name = name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
             if name not in CLASSES:
-                raise _refused(path, field, named, f"is not read here: those of {', '.join(CLASSES)} are")
+                raise refused(path, field, named, f"is not read here: those of {', '.join(CLASSES)} are")
             return name
     model = path.parent / "config.json"
     family = str(read_json(model).get("model_type")).removesuffix("_vision_model") if model.is_file() else ""
@@ -102,25 +102,25 @@ def _fields(config: dict[str, Any], path: Path) -> dict[str, Any]:
     flags = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb", "do_pad", "default_to_square")
     for flag in flags:
         if not (config[flag] is None or isinstance(config[flag], bool)):
-            raise _refused(path, flag, config[flag], "is neither true nor false")
+            raise refused(path, flag, config[flag], "is neither true nor false")
     for step in ("do_resize", "do_rescale"):
         if not config[step]:
-            raise _refused(path, step, config[step], "is off, and is always done here")
+            raise refused(path, step, config[step], "is off, and is always done here")
     if config["do_pad"]:
-        raise _refused(path, "do_pad", True, "is not done here")
+        raise refused(path, "do_pad", True, "is not done here")
     factor = config["rescale_factor"]
     if not _is_number(factor) or not math.isclose(factor, 1 / 255):
-        raise _refused(path, "rescale_factor", factor, "is not 1/255")
+        raise refused(path, "rescale_factor", factor, "is not 1/255")
     resample = config["resample"]
     if type(resample) is not int or not 0 <= resample < len(RESAMPLES):
         filters = ", ".join(f"{number} ({name})" for number, name in enumerate(RESAMPLES))
-        raise _refused(path, "resample", resample, f"is no filter of PIL: give one of {filters}")
+        raise refused(path, "resample", resample, f"is no filter of PIL: give one of {filters}")
     grey = config["do_convert_rgb"] is False
     mean, std = (_channels(config, field, grey, path) for field in ("image_mean", "image_std"))
     if len(mean) != len(std):
-        raise _refused(path, "image_std", config["image_std"], f"has not as many numbers as image_mean, {config['image_mean']}")
+        raise refused(path, "image_std", config["image_std"], f"has not as many numbers as image_mean, {config['image_mean']}")
     if grey and len(mean) == 3:
-        raise _refused(path, "do_convert_rgb", False, "with three means is not done here: images become RGB")
+        raise refused(path, "do_convert_rgb", False, "with three means is not done here: images become RGB")
     return dict(mean=mean, std=std, resample=RESAMPLES[resample], **_sizes(config, path))
 
 
@@ -132,16 +132,16 @@ def _sizes(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if not config["do_center_crop"]:
         if len(size) == 1:
             reason = "fixes the shorter side alone (default_to_square is off): give height and width, or a do_center_crop"
-            raise _refused(path, "size", config["size"], reason)
+            raise refused(path, "size", config["size"], reason)
         return dict(size=size, resize_mode="stretch")
     crop = _size(config, "crop_size", True, path)
     if size == crop:  # The crop leaves all there is.
         return dict(size=size, resize_mode="stretch")
     if len(size) == 2:
         reason = "is stretched to (default_to_square is on) before do_center_crop to another crop_size: give shortest_edge"
-        raise _refused(path, "size", config["size"], reason)
+        raise refused(path, "size", config["size"], reason)
     if size[0] < max(crop):
-        raise _refused(path, "size", config["size"], f"is smaller than crop_size, {config['crop_size']}")
+        raise refused(path, "size", config["size"], f"is smaller than crop_size, {config['crop_size']}")
     return dict(size=crop, resize_mode="crop", shorter_side=size[0])
 
 
@@ -157,9 +157,9 @@ def _size(config: dict[str, Any], field: str, square: bool, path: Path) -> tuple
     elif type(given) is int:
         sides = (given, given) if square else (given,)
     else:
-        raise _refused(path, field, given, "is neither height and width nor a side")
+        raise refused(path, field, given, "is neither height and width nor a side")
     if not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in sides):
-        raise _refused(path, field, given, f"is not from 1 to {LARGEST_SIDE} pixels")
+        raise refused(path, field, given, f"is not from 1 to {LARGEST_SIDE} pixels")
     return sides
 
 
@@ -170,16 +170,11 @@ def _channels(config: dict[str, Any], field: str, grey: bool, path: Path) -> tup
     given = config[field]
     values = [given] * 3 if _is_number(given) else given
     if not isinstance(values, list) or len(values) not in ((1, 3) if grey else (3,)) or not all(map(_is_number, values)):
-        raise _refused(path, field, given, "is not three numbers")
+        raise refused(path, field, given, "is not three numbers")
     if field == "image_std" and min(values) < SMALLEST_STD:
-        raise _refused(path, field, given, "is not above 0")
+        raise refused(path, field, given, "is not above 0")
     return tuple(values)
 
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= 1e6  # A NaN is not.
-
-
-def _refused(path: Path, field: str, value: Any, reason: str) -> UserError:
-    shown = repr(value) if len(repr(value)) < 80 else f"{repr(value)[:77]}…"
-    return UserError(f"{path}: {field!r} ({shown}) {reason}")

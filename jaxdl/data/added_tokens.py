@@ -1,0 +1,40 @@
+"""Tokens that a text may hold whole: cut out before anything is done to the rest, as transformers' slow tokenizers do."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from tokenizers import AddedToken
+
+
+class Marks:
+    """The tokens that are cut out of texts, with their ids: those that were `added`, under the ids they were added with, and those that have names, which a vocabulary has or is given in their order."""
+
+    def __init__(self, vocabulary: Mapping[str, int], added: Mapping[int, AddedToken], named: Iterable[AddedToken]):
+        self._tokens = {mark.content: mark for mark in added.values()}
+        self.ids = {mark.content: index for index, mark in added.items()}
+        known = {*vocabulary, *self.ids}
+        for mark in named:
+            if mark.content not in self.ids:
+                self._tokens[mark.content] = AddedToken(mark.content, normalized=False, special=True)
+                self.ids[mark.content] = vocabulary.get(mark.content, len(known))
+                known.add(mark.content)
+        longest_first = sorted(map(re.escape, self.ids), key=len, reverse=True)
+        self._pattern = re.compile(f"({'|'.join(longest_first)})" if self.ids else "(?!)")
+
+    def cut(self, text: str) -> list[str]:
+        """The text in parts: each is one of `ids`, or holds none of them. White space around a mark goes with it where the mark asks for it."""
+        parts = [part for part in self._pattern.split(text) if part]
+        for place, part in enumerate(parts):
+            if (mark := self._tokens.get(part)) is None:
+                continue
+            before, after = place - 1 if place else None, place + 1 if place + 1 < len(parts) else None
+            if mark.rstrip and after is not None:
+                parts[after] = parts[after].lstrip()
+            if mark.lstrip and before is not None:
+                parts[before] = parts[before].rstrip()
+            if mark.single_word:  # Part of a longer word it is no mark.
+                if before is not None and parts[before][-1:] not in ("", " "):
+                    parts[before], parts[place] = parts[before] + part, ""
+                elif after is not None and parts[after][:1] not in ("", " "):
+                    parts[after], parts[place] = part + parts[after], ""
+        return [part for part in parts if part]
