@@ -337,8 +337,7 @@ class _PairPieces(Tokenizer):
         write_config(directory, self.config)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        rows = ([self.ids.get(piece, self.unknown) for piece in self._cut(text)] for text in texts)
-        return [ids[:-1] if ids and ids[-1] == self.end else ids for ids in rows]
+        return [[self.ids.get(piece, self.unknown) for piece in self._cut(text)] for text in texts]
 
     def _cut(self, text: str) -> list[str]:
         parts = [text] if self.config.get(MARKS_ARE_TEXT) else self.marks.cut(text)
