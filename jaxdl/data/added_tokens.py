@@ -5,11 +5,21 @@ from collections.abc import Iterable, Mapping
 
 from tokenizers import AddedToken
 
+from jaxdl.errors import UserError
+
 
 class Marks:
-    """The tokens that are cut out of texts, with their ids: those that were `added`, under the ids they were added with, and those that have names, which a vocabulary has or is given in their order."""
+    """The tokens that are cut out of texts, with their ids: those that were `added`, under the ids they were added with, and those that have names, which a vocabulary has or is given in their order.
+
+    Raises `UserError` where what was added has another id, or another name, in the vocabulary.
+    """
 
     def __init__(self, vocabulary: Mapping[str, int], added: Mapping[int, AddedToken], named: Iterable[AddedToken]):
+        pieces = {index: piece for piece, index in vocabulary.items()}
+        for index, mark in added.items():
+            if vocabulary.get(mark.content, index) != index or pieces.get(index, mark.content) != mark.content:
+                there = f"{pieces[index]!r}" if index in pieces else f"{vocabulary[mark.content]} of it"
+                raise UserError(f"added_tokens_decoder has {mark.content!r} as token {index}, which in the vocabulary is {there}")
         self._tokens = {mark.content: mark for mark in added.values()}
         self.ids = {mark.content: index for index, mark in added.items()}
         known = {*vocabulary, *self.ids}

@@ -185,7 +185,7 @@ class Tokenizer(abc.ABC):
         try:
             if file.suffix == ".json":
                 return _WordPieces(tokenizers.Tokenizer.from_str(file.read_text("utf-8")), config)
-            return _SentencePieces(sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes()), config)
+            return _SentencePieces(_read_pieces(file), config)
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
         except Exception as error:  # tokenizers raises bare `Exception`s.
@@ -213,7 +213,12 @@ class _WordPieces(Tokenizer):
         _add_marks(model, config)
         if config.get("do_lower_case") or config.get("lower_cases"):
             _add_lower_case(model)
-        self.model, self.config, self.vocab_size = model, config, model.get_vocab_size()
+        if config.get("begins_and_ends"):
+            _add_ends(model, config)
+        self.model, self.config = model, config
+        self.vocab_size = max(model.get_vocab().values(), default=-1) + 1
+        if self.vocab_size >= 2**31:
+            raise UserError(f"its token {self.vocab_size - 1} is beyond 2**31: fetch or train it again")
         self.end = self._mark("eos_token", (_END, "<eos>", "[SEP]", "<|endoftext|>"))
         self.pad = self._mark("pad_token", (_PAD, "[PAD]", "<|endoftext|>"), self.end)
         self.length, self.padding_side, self.truncation_side = _row_format(config)
@@ -228,9 +233,12 @@ class _WordPieces(Tokenizer):
         write_config(directory, {"tokenizer_class": "PreTrainedTokenizerFast", **self.config})
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        # One text is not worth waking the threads for, and a data pipeline asks for one at a time.
-        encoded = self.model.encode_batch_fast(texts) if len(texts) > 1 else map(self.model.encode, texts)
-        rows = (row.ids for row in encoded)
+        try:  # One text is not worth waking the threads for, and a data pipeline asks for one at a time.
+            encoded = self.model.encode_batch_fast(texts) if len(texts) > 1 else map(self.model.encode, texts)
+            rows = [row.ids for row in encoded]
+        except Exception as error:  # Of a vocabulary without the token for what is not in it.
+            reason = " ".join(str(error).split())
+            raise UserError(f"the tokenizer has no tokens for a text ({reason}): fetch or train it again") from error
         return [ids[:-1] if ids and ids[-1] == self.end else ids for ids in rows]
 
     def _decode(self, ids: list[int]) -> str:
@@ -317,10 +325,12 @@ class _PairPieces(Tokenizer):
         self.file_name, self.config = file.name, config
         self.table = _read_table(file.with_name("vocab.json"))
         try:
-            self.model = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
-        except (OSError, RuntimeError) as error:
+            self.model = _read_pieces(file)
+            self.marks = Marks(self.table, added_marks(config), named_marks(config))
+        except UserError as error:
+            raise UserError(f"{file.with_name('vocab.json')}: {error}") from error
+        except (OSError, RuntimeError, ValueError) as error:
             raise _broken(file, error) from error
-        self.marks = Marks(self.table, added_marks(config), named_marks(config))
         self.ids = self.table | self.marks.ids
         for field in _PAIR_MARKS:
             if (named := mark_of(config, field)) is None or named not in self.table:
@@ -370,8 +380,10 @@ def _add_marks(model: tokenizers.Tokenizer, config: dict) -> None:
     for mark in named_marks(config):
         is_text = config.get(MARKS_ARE_TEXT) and model.token_to_id(mark.content) is not None
         if mark.content not in known and not is_text:
-            mark.special = mark.content != mark_of(config, "unk_token")  # Which is shown where ids become text.
-            more.append(mark)
+            shown = mark.content == mark_of(config, "unk_token")  # Where ids become text.
+            sides = dict(lstrip=mark.lstrip, rstrip=mark.rstrip, single_word=mark.single_word)
+            properties = dict(special=not shown, normalized=mark.normalized and not shown)
+            more.append(tokenizers.AddedToken(mark.content, **sides, **properties))
     model.add_tokens(more)
     for index, mark in added.items():
         if (found := model.token_to_id(mark.content)) != index:
@@ -388,8 +400,23 @@ def _add_lower_case(model: tokenizers.Tokenizer) -> None:
         model.normalizer = rules.Sequence([rules.Lowercase(), model.normalizer])
 
 
+def _add_ends(model: tokenizers.Tokenizer, config: dict) -> None:
+    ends = []
+    for field in ("eos_token", "bos_token"):
+        if (mark := mark_of(config, field)) is None:
+            raise UserError(f"{field!r} is null in tokenizer_config.json beside it, and stands around every text: name it")
+        ends.append((mark, model.token_to_id(mark)))
+    model.post_processor = tokenizers.processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
+
+
 def _row_format(config: dict) -> tuple[int | None, str, str]:
     return published_length(config), config.get("padding_side") or "right", config.get("truncation_side") or "right"
+
+
+def _read_pieces(file: Path) -> sentencepiece.SentencePieceProcessor:
+    if not (content := file.read_bytes()):  # Which sentencepiece takes for a model that is still to come.
+        raise ValueError("the file is empty")
+    return sentencepiece.SentencePieceProcessor(model_proto=content)
 
 
 def _read_table(path: Path) -> dict[str, int]:

@@ -19,7 +19,7 @@ MARKS_ARE_TEXT = "split_special_tokens"
 
 Accepted = dict[str, tuple[Callable[[Any], bool], str]]
 """What an entry may be where it is not null, and how that is said."""
-_FLAGS = ("do_lower_case", "strip_punctuation", "lower_cases", MARKS_ARE_TEXT)
+_FLAGS = ("do_lower_case", "strip_punctuation", "lower_cases", "begins_and_ends", MARKS_ARE_TEXT)
 _PROPERTIES = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _LARGEST_ID = 10**9 - 1
 
@@ -67,8 +67,8 @@ def named_marks(config: dict[str, Any]) -> list[AddedToken]:
         value for field, value in config.items() if field.endswith("_token") and field not in MARKS and _is_text(value)
     ]
     given = [*map(config.get, MARKS), *of_the_model, *(more.values() if isinstance(more, dict) else more)]
-    marks = {mark.content: mark for each in given if each is not None and (mark := _added(each, special=True))}
-    return list(marks.values())
+    marks = [_added(each, special=True) for each in given if each is not None]
+    return list({mark.content: mark for mark in marks}.values())
 
 
 def added_marks(config: dict[str, Any]) -> dict[int, AddedToken]:
@@ -80,10 +80,13 @@ def _id(item: tuple[str, Any]) -> int:
     return int(item[0])
 
 
-def _added(token: str | dict[str, Any], **properties: bool) -> AddedToken:
+def _added(token: str | dict[str, Any], special: bool = False) -> AddedToken:
+    """With transformers' properties, for which a mark that is not called special is looked for in the text as it is normalised."""
     if isinstance(token, str):
-        return AddedToken(token, **properties)
-    return AddedToken(token["content"], **{**properties, **{name: token[name] for name in _PROPERTIES if name in token}})
+        return AddedToken(token, special=special)
+    given = {name: token[name] for name in _PROPERTIES if name in token}
+    given.setdefault("normalized", not given.get("special", False))
+    return AddedToken(token["content"], **{**given, "special": special or given.get("special", False)})
 
 
 def _decoder(ids: dict[str, Any], special: set[str], path: Path) -> dict[str, dict[str, Any]]:
@@ -146,7 +149,7 @@ _ACCEPTED: Accepted = {
     **dict.fromkeys(("model_max_length", "max_length"), (_is_length, "a whole number above 0")),
     **dict.fromkeys(("padding_side", "truncation_side"), (lambda value: value in ("left", "right"), "left or right")),
     "added_tokens_decoder": (_is_decoder, "an object that has tokens under their ids"),
-    "tokenizer_class": (lambda value: isinstance(value, str), "the name of a class"),
+    "tokenizer_class": (_is_text, "the name of a class"),
 }
 _ACCEPTED_OF_PIECES: Accepted = {
     "sp_model_kwargs": (lambda value: value == {}, "empty, and nothing of it is read here"),

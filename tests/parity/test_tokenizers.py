@@ -229,3 +229,131 @@ def test_every_token_is_read_and_no_other(both):
     for wrong in (-1, ours.vocab_size, 2**40, 2**80):
         with pytest.raises(UserError, match="token"):
             ours.decode([0, wrong] if ours.end != 0 else [2, wrong])
+
+
+PROBES = ["a Cat", "zebra", "a <x> b</s>", "<unk> cat <pad>", "new", "a<|endoftext|> b", "<Image>see", "NEW one", "  a  "]
+mark = st.sampled_from(["</s>", "<unk>", "<pad>", "<eos>", "<|endoftext|>", "a", "new", "<x>"])
+flags = st.fixed_dictionaries(
+    {}, optional={name: st.booleans() for name in ("lstrip", "rstrip", "normalized", "special", "single_word")}
+)
+properties = st.builds(lambda content, more: {"content": content, "__type": "AddedToken", **more}, mark, flags)
+added = st.dictionaries(
+    st.integers(0, 80).map(str), st.builds(lambda content, more: {"content": content, **more}, mark, flags), max_size=3
+)
+SOUND: dict[str, st.SearchStrategy[Any]] = dict(
+    eos_token=mark | properties,
+    pad_token=mark | properties,
+    unk_token=mark | properties,
+    bos_token=mark | properties,
+    mask_token=mark,
+    boi_token=mark,
+    model_max_length=st.integers(1, 100) | st.just(10**30) | st.just(1e30) | st.just(32.0),
+    padding_side=st.sampled_from(["left", "right"]),
+    truncation_side=st.sampled_from(["left", "right"]),
+    split_special_tokens=st.booleans(),
+    added_tokens_decoder=added,
+    extra_special_tokens=st.lists(mark, max_size=2, unique=True),
+    additional_special_tokens=st.lists(mark, max_size=2, unique=True),
+    clean_up_tokenization_spaces=st.booleans(),
+    add_prefix_space=st.just(False),
+    sp_model_kwargs=st.just({}),
+    legacy=st.just(True),
+    separate_vocabs=st.just(False),
+)
+numbers = st.integers() | st.floats() | st.sampled_from([0, -1, 10**12, 10**400, True, float("nan"), float("inf")])
+WRONG = st.none() | st.text(max_size=5) | numbers | st.lists(numbers | st.none() | st.text(max_size=3), max_size=3)
+WRONG |= st.dictionaries(
+    st.sampled_from(["content", "x", "7", "-1", "lstrip"]), numbers | st.none() | st.text(max_size=2) | st.just({}), max_size=2
+)
+UNREAD = {"clean_up_tokenization_spaces", "add_prefix_space"}
+"""Which change no ids where a tokenizer comes from `tokenizer.json` or a sentencepiece model."""
+
+
+@st.composite
+def configs(draw, saved: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
+    """The file that was saved, with a few entries dropped, renamed, changed, or of no sense."""
+    config = dict(saved)
+    for name in draw(st.lists(st.sampled_from(sorted({*SOUND, *saved} - {"backend"})), max_size=3, unique=True)):
+        fault = draw(st.sampled_from(["dropped", "renamed", "changed", "wrong"]))
+        if (
+            fault == "changed" and name == "added_tokens_decoder"
+        ):  # Without its own, transformers forgets those of tokenizer.json.
+            config[name] = {**there, **draw(SOUND[name])}
+        elif fault == "changed" and name in SOUND:
+            config[name] = draw(SOUND[name])
+        elif fault == "wrong" and name not in UNREAD:
+            config[name] = draw(WRONG.filter(lambda value: value != {}))
+        elif name in config:
+            value = config.pop(name)
+            if fault == "renamed":
+                config[name + "s"] = value
+    return config
+
+
+def outcome(tokenize: Callable[[], Any]) -> Any:
+    try:
+        return tokenize()
+    except Exception as error:
+        return error
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def published(request, tmp_path_factory) -> tuple[type, Path]:
+    directory = tmp_path_factory.mktemp("published")
+    made = KINDS[request.param](tmp_path_factory.mktemp("files"))
+    made.save_pretrained(directory)
+    model_type = request.param.removesuffix("Tokenizer").lower()
+    (directory / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return type(made), directory
+
+
+def holds_for_any_file(published: tuple[type, Path], count: int) -> None:
+    kind, directory = published
+    file = directory / "tokenizer_config.json"
+    saved = json.loads(file.read_text())
+    read, model = [], directory / "tokenizer.json"
+    there = json.loads(model.read_text())["added_tokens"] if model.is_file() else []
+    there = {str(token.pop("id")): token for token in there}
+
+    @settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(configs(saved, there))
+    def equals_or_is_refused(config):
+        file.write_text(json.dumps(config))
+        try:
+            ours = pretrained.load_tokenizers(directory)[0]
+        except UserError as error:
+            assert "\n" not in str(error) and str(directory) in str(error)
+            assert any(name in str(error) for name in {*config, *SOUND}), str(error)
+            return
+        tokens = ours.encode(PROBES)
+        theirs = outcome(lambda: kind.from_pretrained(directory))
+        expected = outcome(lambda: [without_end(theirs(text)["input_ids"], ours.end) for text in PROBES])
+        if config.get("tokenizer_class") not in (None, saved["tokenizer_class"]):  # Theirs is of the class that it was.
+            return
+        if (
+            isinstance(expected, Exception)
+            or theirs.eos_token_id is None
+            or config.get("do_lower_case") != saved.get("do_lower_case")
+        ):
+            return
+        read.append(config)
+        assert [ids.tolist() for ids in tokens] == expected
+        assert ours.end == theirs.eos_token_id
+        assert theirs.pad_token_id in (None, ours.pad)
+        assert (ours.length or 10**6) == min(theirs.model_max_length, 10**6)
+        assert (ours.padding_side, ours.truncation_side) == (theirs.padding_side, theirs.truncation_side)
+
+    try:
+        equals_or_is_refused()
+        assert len(read) > count / 10
+    finally:
+        file.write_text(json.dumps(saved))
+
+
+def test_any_configuration_means_what_transformers_takes_it_for_or_is_refused(published):
+    holds_for_any_file(published, 100)
+
+
+@pytest.mark.slow
+def test_any_of_many_configurations_means_what_transformers_takes_it_for_or_is_refused(published):
+    holds_for_any_file(published, 2000)
