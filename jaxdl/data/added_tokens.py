@@ -1,7 +1,7 @@
 """Tokens that a text may hold whole: cut out before anything is done to the rest, as transformers' slow tokenizers do."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from tokenizers import AddedToken
 
@@ -30,6 +30,10 @@ class Marks:
                 known.add(mark.content)
         longest_first = sorted(map(re.escape, self.ids), key=len, reverse=True)
         self._pattern = re.compile(f"({'|'.join(longest_first)})" if self.ids else "(?!)")
+
+    def apart(self, text: str, pieces: Callable[[str], list[str]]) -> list[str]:
+        """The marks of a text as they are, and the `pieces` of what stands between them."""
+        return [piece for part in self.cut(text) for piece in ([part] if part in self.ids else pieces(part))]
 
     def cut(self, text: str) -> list[str]:
         """The text in parts: each is one of `ids`, or holds none of them. White space around a mark goes with it where the mark asks for it."""

@@ -50,18 +50,16 @@ _OF_NO_ACCOUNT = (
 def read_fields(directory: Path) -> tuple[Path, dict[str, Any]]:
     """The file that describes a model's images, and what it says as fields of `ImageProcessor`.
 
-    What it leaves out has the default of its class; a null is no omission, it switches off, as in transformers. Raises `UserError`, naming file and field, where there is none, its class is not read here, or it asks for what no `ImageProcessor` does.
+    What it leaves out has the default of its class; a null is no omission, it switches off, as in transformers. Where nothing names a class, size, mean and deviation have to be there, and the filter is bicubic. Raises `UserError`, naming file and field, where there is none, its class is not read here, or it asks for what no `ImageProcessor` does.
     """
     path, config = _described(directory)
     kind = _class(config, path)
     if unknown := [name for name, value in config.items() if not (name in _known() or value in (None, False))]:
         raise refused(path, unknown[0], config[unknown[0]], "is not known here: leave it out if it changes nothing")
-    if kind is None:
-        if left_out := [name for name in ("size", "resample", "image_mean", "image_std") if name not in config]:
-            reason = f"leaves out {left_out[0]!r}, and names no image_processor_type whose default would hold"
-            raise UserError(f"{path} {reason}: add one of {', '.join(CLASSES)}, or give `mean` and `std` yourself")
-        kind = "ViTImageProcessor"  # Of which no default is used but those that all classes share.
-    return path, _fields({**CLASSES[kind], **config}, path)
+    if kind is None and (left_out := [name for name in ("size", "image_mean", "image_std") if name not in config]):
+        reason = f"leaves out {left_out[0]!r}, and names no image_processor_type whose default would hold"
+        raise UserError(f"{path} {reason}: add one of {', '.join(CLASSES)}, or give `mean` and `std` yourself")
+    return path, _fields({**(CLASSES[kind] if kind else _STEPS | dict(resample=3)), **config}, path)
 
 
 def _known() -> set[str]:

@@ -26,8 +26,10 @@ from jaxdl.data.tokenizer_config import (
     read_config,
     write_config,
 )
+from jaxdl.data.tokenizer_files import broken, read_pieces, read_table
+from jaxdl.data.tokenizer_json import add_ends, add_lower_case, add_marks
 from jaxdl.errors import UserError
-from jaxdl.files import read_json, refused
+from jaxdl.files import refused
 
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
 _FILES = ("spiece.model", "tokenizer.json")
@@ -185,11 +187,11 @@ class Tokenizer(abc.ABC):
         try:
             if file.suffix == ".json":
                 return _WordPieces(tokenizers.Tokenizer.from_str(file.read_text("utf-8")), config)
-            return _SentencePieces(_read_pieces(file), config)
+            return _SentencePieces(read_pieces(file), config)
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
         except Exception as error:  # tokenizers raises bare `Exception`s.
-            raise _broken(file, error) from error
+            raise broken(file, error) from error
 
     @staticmethod
     def load_pair(path: str | os.PathLike, classes: Mapping[str, Mapping[str, Any]] = {}) -> "tuple[Tokenizer, Tokenizer]":
@@ -210,11 +212,11 @@ class _WordPieces(Tokenizer):
         model.no_padding()
         model.no_truncation()
         model.encode_special_tokens = bool(config.get(MARKS_ARE_TEXT))
-        _add_marks(model, config)
+        add_marks(model, config)
         if config.get("do_lower_case") or config.get("lower_cases"):
-            _add_lower_case(model)
+            add_lower_case(model)
         if config.get("begins_and_ends"):
-            _add_ends(model, config)
+            add_ends(model, config)
         self.model, self.config = model, config
         self.vocab_size = max(model.get_vocab().values(), default=-1) + 1
         if self.vocab_size >= 2**31:
@@ -289,8 +291,7 @@ class _SentencePieces(Tokenizer):
     def _pieces(self, text: str) -> list[str]:
         if self.strip_punctuation:  # As SigLIP, whose texts begin with a space of sentencepiece's.
             text = _SPACE + text.replace(_SPACE, " ")
-        parts = [text] if self.config.get(MARKS_ARE_TEXT) else self.marks.cut(text)
-        pieces = [piece for part in parts for piece in ([part] if part in self.marks.ids else self._part(part))]
+        pieces = self._part(text) if self.config.get(MARKS_ARE_TEXT) else self.marks.apart(text, self._part)
         return (
             pieces[1:]
             if self.strip_punctuation and pieces[:1] == [_SPACE] and pieces[1:2] and pieces[1] in self.marks.ids
@@ -323,14 +324,14 @@ class _PairPieces(Tokenizer):
 
     def __init__(self, file: Path, config: dict):
         self.file_name, self.config = file.name, config
-        self.table = _read_table(file.with_name("vocab.json"))
+        self.table = read_table(file.with_name("vocab.json"))
         try:
-            self.model = _read_pieces(file)
+            self.model = read_pieces(file)
             self.marks = Marks(self.table, added_marks(config), named_marks(config))
         except UserError as error:
             raise UserError(f"{file.with_name('vocab.json')}: {error}") from error
         except (OSError, RuntimeError, ValueError) as error:
-            raise _broken(file, error) from error
+            raise broken(file, error) from error
         self.ids = self.table | self.marks.ids
         for field in _PAIR_MARKS:
             if (named := mark_of(config, field)) is None or named not in self.table:
@@ -350,8 +351,7 @@ class _PairPieces(Tokenizer):
         return [[self.ids.get(piece, self.unknown) for piece in self._cut(text)] for text in texts]
 
     def _cut(self, text: str) -> list[str]:
-        parts = [text] if self.config.get(MARKS_ARE_TEXT) else self.marks.cut(text)
-        return [piece for part in parts for piece in ([part] if part in self.marks.ids else self._part(part))]
+        return self._part(text) if self.config.get(MARKS_ARE_TEXT) else self.marks.apart(text, self._part)
 
     def _part(self, text: str) -> list[str]:
         language = re.match(r">>(?s:.*?)<<", text)
@@ -372,65 +372,10 @@ _PAIR = dict(eos_token=_END, pad_token=_PAD, unk_token=_UNKNOWN, model_max_lengt
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def _add_marks(model: tokenizers.Tokenizer, config: dict) -> None:
-    """Tokens that the configuration adds to those of `tokenizer.json`, by transformers' rule. Raises `UserError` where they would have other ids than it says."""
-    there, added = model.get_added_tokens_decoder(), added_marks(config)
-    more = [mark for index, mark in added.items() if there.get(index) != mark]
-    known = {mark.content for mark in (*there.values(), *more)}
-    for mark in named_marks(config):
-        is_text = config.get(MARKS_ARE_TEXT) and model.token_to_id(mark.content) is not None
-        if mark.content not in known and not is_text:
-            shown = mark.content == mark_of(config, "unk_token")  # Where ids become text.
-            sides = dict(lstrip=mark.lstrip, rstrip=mark.rstrip, single_word=mark.single_word)
-            properties = dict(special=not shown, normalized=mark.normalized and not shown)
-            more.append(tokenizers.AddedToken(mark.content, **sides, **properties))
-    model.add_tokens(more)
-    for index, mark in added.items():
-        if (found := model.token_to_id(mark.content)) != index:
-            reason = f"{mark.content!r} has the id {index} in added_tokens_decoder, and {found} in tokenizer.json"
-            raise UserError(f"{reason}: fetch both from one place")
-
-
-def _add_lower_case(model: tokenizers.Tokenizer) -> None:
-    """Before everything else that is done to a text, and after marks are cut out of it. A saved tokenizer has it already."""
-    rules = tokenizers.normalizers
-    if model.normalizer is None:
-        model.normalizer = rules.Lowercase()
-    elif "A" in model.normalizer.normalize_str("A"):
-        model.normalizer = rules.Sequence([rules.Lowercase(), model.normalizer])
-
-
-def _add_ends(model: tokenizers.Tokenizer, config: dict) -> None:
-    ends = []
-    for field in ("eos_token", "bos_token"):
-        if (mark := mark_of(config, field)) is None:
-            raise UserError(f"{field!r} is null in tokenizer_config.json beside it, and stands around every text: name it")
-        ends.append((mark, model.token_to_id(mark)))
-    model.post_processor = tokenizers.processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
-
-
 def _row_format(config: dict) -> tuple[int | None, str, str]:
     return published_length(config), config.get("padding_side") or "right", config.get("truncation_side") or "right"
-
-
-def _read_pieces(file: Path) -> sentencepiece.SentencePieceProcessor:
-    if not (content := file.read_bytes()):  # Which sentencepiece takes for a model that is still to come.
-        raise ValueError("the file is empty")
-    return sentencepiece.SentencePieceProcessor(model_proto=content)
-
-
-def _read_table(path: Path) -> dict[str, int]:
-    table = read_json(path)
-    for piece, token in table.items():
-        if type(token) is not int or not 0 <= token < 2**31:
-            raise refused(path, piece, token, "is no token id: fetch it again")
-    return table
 
 
 def _check_size(vocab_size: int, least: int, reason: str) -> None:
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, (int, np.integer)) or not least <= vocab_size < 2**31:
         raise UserError(f"a vocabulary of {vocab_size} tokens {reason}")
-
-
-def _broken(file: Path, error: Exception) -> UserError:
-    return UserError(f"{file} cannot be read as a tokenizer ({' '.join(str(error).split())}): fetch or train it again")

@@ -81,11 +81,9 @@ def _id(item: tuple[str, Any]) -> int:
 
 
 def _added(token: str | dict[str, Any], special: bool = False) -> AddedToken:
-    """With transformers' properties, for which a mark that is not called special is looked for in the text as it is normalised."""
     if isinstance(token, str):
         return AddedToken(token, special=special)
     given = {name: token[name] for name in _PROPERTIES if name in token}
-    given.setdefault("normalized", not given.get("special", False))
     return AddedToken(token["content"], **{**given, "special": special or given.get("special", False)})
 
 
