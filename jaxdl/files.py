@@ -1,12 +1,31 @@
-"""Files that are there whole or not at all, whatever interrupts who writes them."""
+"""Files that are there whole or not at all, whatever interrupts who writes them; and what is read of a file of JSON."""
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxdl.errors import UserError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that is there. Raises `UserError` where it holds anything else, naming it."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON ({error}): fetch it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__} and no JSON object: fetch it again")
+    return content
+
+
+def refused(path: Path, field: str, value: Any, reason: str) -> UserError:
+    """The error for an entry of such an object, which is shown as far as a line has room for it."""
+    shown = repr(value) if len(repr(value)) < 80 else f"{repr(value)[:77]}…"
+    return UserError(f"{path}: {field!r} ({shown}) {reason}")
 
 
 def replace_text(path: Path, text: str) -> None:

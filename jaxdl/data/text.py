@@ -1,24 +1,37 @@
 """Text: from sentences to rows of token ids, and back."""
 
 import abc
+import itertools
 import json
 import os
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import sentencepiece
 import tokenizers
 from jaxtyping import Int, Int32
 
+from jaxdl.data.added_tokens import Marks
+from jaxdl.data.given_texts import given_texts
+from jaxdl.data.tokenizer_config import (
+    MARKS_ARE_TEXT,
+    added_marks,
+    mark_of,
+    named_marks,
+    published_length,
+    read_config,
+    write_config,
+)
+from jaxdl.data.tokenizer_files import broken, read_pieces, read_table
+from jaxdl.data.tokenizer_json import add_ends, add_lower_case, add_marks
 from jaxdl.errors import UserError
+from jaxdl.files import refused
 
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
-_MARKS_ARE_TEXT = "split_special_tokens"
-"""transformers' name in `tokenizer_config.json` for reading a mark that stands in a text, such as "</s>" in HTML, as the characters it is written with. Tokenizers that are made here do; published ones do what their file says, most of them not."""
 _FILES = ("spiece.model", "tokenizer.json")
 """Where a published directory has both, the first is what the model was trained with, the second a conversion of it."""
 
@@ -36,28 +49,47 @@ class Tokenizer(abc.ABC):
     length: int | None = None
     """The number of tokens that the published model expects, where its files say it."""
 
-    def __call__(self, texts: Sequence[str], length: int | None = None) -> Int32[np.ndarray, "B T"]:
-        """`T` is `length`, at least 1, or else the published one. Raises `ValueError` where there is neither."""
+    padding_side: Literal["left", "right"] = "right"
+    """Where rows are filled up, as the published model has it."""
+    truncation_side: Literal["left", "right"] = "right"
+
+    def __call__(self, texts: Sequence[str] | Any, length: int | None = None) -> Int32[np.ndarray, "B T"]:
+        """`T` is `length`, at least 1, or else the published one. Raises `UserError` where there is neither, and for what is no sequence of texts."""
         length = self.length if length is None else length
-        if length is None or length < 1:
-            raise ValueError(f"a row cannot have {length} tokens: give a length of at least 1, for the token that ends it")
-        if isinstance(texts, str):
-            raise TypeError(f"one text where a sequence of texts belongs: give [{texts!r}]")
+        if isinstance(length, bool) or not isinstance(length, (int, np.integer)) or not 1 <= length < 2**31:
+            raise UserError(f"a row cannot have {length} tokens: give a length of at least 1, for the token that ends it")
+        texts = list(given_texts(texts))
         rows = np.full((len(texts), length), self.pad, np.int32)
-        for row, ids in zip(rows, self._encode(list(texts))):
+        for row, ids in zip(rows, self._encode(texts)):
+            if len(ids) >= length and self.truncation_side == "left":
+                raise UserError(f"a text of {len(ids)} tokens has no room in {length}, and is not cut on the left: give a length")
             ids = ids[: length - 1]
-            row[: len(ids)] = ids
-            row[len(ids)] = self.end
+            start = 0 if self.padding_side == "right" else length - len(ids) - 1
+            row[start : start + len(ids)] = ids
+            row[start + len(ids)] = self.end
         return rows
 
-    def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
-        """The tokens of each text, without an end and without padding. What a published tokenizer puts before a text, such as `<bos>`, is there."""
-        return [np.asarray(ids, np.int32) for ids in self._encode(list(texts))]
+    def encode(self, texts: Sequence[str] | Any) -> list[Int32[np.ndarray, "_"]]:
+        """The tokens of each text, without an end and without padding. What a published tokenizer puts before a text, such as `<bos>`, is there. Raises `UserError` for what is no sequence of texts."""
+        return [np.asarray(ids, np.int32) for ids in self._encode(list(given_texts(texts)))]
 
-    def decode(self, ids: Int[np.ndarray, "T"] | Sequence[int]) -> str:
-        """The text of one row, up to its end."""
-        ids = [int(token) for token in ids]
-        return self._decode(ids[: ids.index(self.end)] if self.end in ids else ids)
+    def decode(self, ids: Int[np.ndarray, "T"] | Sequence[int] | Any) -> str:
+        """The text of one row, up to its end. Raises `UserError` for what is no row of token ids."""
+        row = self._row(ids)
+        return self._decode(row[: row.index(self.end)] if self.end in row else row)
+
+    def _row(self, ids: Any) -> list[int]:
+        try:
+            row = np.asarray(ids)
+        except ValueError as error:  # Rows of several lengths.
+            raise UserError("rows of token ids came where one belongs: decode them one by one") from error
+        if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
+            shape = f"of shape {row.shape} and type {row.dtype}"
+            raise UserError(f"a row of token ids is one of whole numbers, and this is {shape}: decode rows one by one")
+        if row.size and not 0 <= row.min() <= row.max() < self.vocab_size:
+            wrong = row.min() if row.min() < 0 else row.max()
+            raise UserError(f"there is no token {wrong}: the ids of this tokenizer are from 0 to {self.vocab_size - 1}")
+        return row.tolist()
 
     @abc.abstractmethod
     def save(self, directory: str | os.PathLike) -> None:
@@ -71,18 +103,15 @@ class Tokenizer(abc.ABC):
     def _decode(self, ids: list[int]) -> str: ...
 
     @staticmethod
-    def train(texts: Iterable[str], vocab_size: int = 4096) -> "Tokenizer":
+    def train(texts: Iterable[str] | Any, vocab_size: int = 4096) -> "Tokenizer":
         """Byte pair encoding (Sennrich et al. 2016) of lower-cased words, with at most `vocab_size` tokens.
 
         At most half of them are single characters, rarer characters are unknown. The same texts give the same tokenizer, byte for byte. Raises `UserError` if there is no text, or the vocabulary has no room for anything.
         """
-        texts = list(texts)
+        texts = list(given_texts(texts))
         if not any(text.strip() for text in texts):
             raise UserError("there is no text to train a tokenizer on: give at least one caption")
-        if vocab_size < 8:
-            raise UserError(
-                f"a vocabulary of {vocab_size} tokens is too small: give at least 8, for a few characters and three marks"
-            )
+        _check_size(vocab_size, 8, "is too small: give at least 8, for a few characters and three marks")
         model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=_UNKNOWN))
         rules, splits = tokenizers.normalizers, tokenizers.pre_tokenizers
         model.normalizer = rules.Sequence(
@@ -98,14 +127,14 @@ class Tokenizer(abc.ABC):
         model.post_processor = tokenizers.processors.TemplateProcessing(
             single=f"$A {_END}", special_tokens=[(_END, model.token_to_id(_END))]
         )
-        return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, "unk_token": _UNKNOWN, _MARKS_ARE_TEXT: True})
+        return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, "unk_token": _UNKNOWN, MARKS_ARE_TEXT: True})
 
     @staticmethod
-    def of_characters(texts: Iterable[str]) -> "Tokenizer":
+    def of_characters(texts: Iterable[str] | Any) -> "Tokenizer":
         """One token for each character that is in the texts; others become U+FFFD, the character for what cannot be shown. Nothing of a text is changed."""
         marks = [_PAD, _END, "\N{REPLACEMENT CHARACTER}"]
         found: set[str] = set()
-        for text in texts:  # One after another: they may be more than memory holds.
+        for text in given_texts(texts):  # One after another: they may be more than memory holds.
             found.update(text)
         characters = sorted(found - set(marks))
         if not characters:
@@ -115,16 +144,15 @@ class Tokenizer(abc.ABC):
         model.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
         model.decoder = tokenizers.decoders.Fuse()
         model.add_special_tokens(marks[:2])
-        return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, "unk_token": marks[2], _MARKS_ARE_TEXT: True})
+        return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, "unk_token": marks[2], MARKS_ARE_TEXT: True})
 
     @staticmethod
-    def of_bytes(texts: Iterable[str], vocab_size: int = 4096) -> "Tokenizer":
+    def of_bytes(texts: Iterable[str] | Any, vocab_size: int = 4096) -> "Tokenizer":
         """Byte pair encoding of bytes, as GPT-2's: any text has tokens, and they give it back unchanged (Radford et al. 2019, section 2.2).
 
         The same texts give the same tokenizer. Raises `UserError` if the vocabulary has no room for the 256 bytes and the two marks.
         """
-        if vocab_size < 258:
-            raise UserError(f"a vocabulary of {vocab_size} tokens has no room for 256 bytes and two marks: give at least 258")
+        _check_size(vocab_size, 258, "has no room for 256 bytes and two marks: give at least 258")
         model = tokenizers.Tokenizer(tokenizers.models.BPE())
         model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         model.decoder = tokenizers.decoders.ByteLevel()
@@ -134,8 +162,8 @@ class Tokenizer(abc.ABC):
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        model.train_from_iterator(texts, trainer)
-        return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, _MARKS_ARE_TEXT: True})
+        model.train_from_iterator(given_texts(texts), trainer)
+        return _WordPieces(model, {"pad_token": _PAD, "eos_token": _END, MARKS_ARE_TEXT: True})
 
     @staticmethod
     def load(path: str | os.PathLike, classes: Mapping[str, Mapping[str, Any]] = {}) -> "Tokenizer":
@@ -146,7 +174,8 @@ class Tokenizer(abc.ABC):
         - `eos_token` and `pad_token`: which tokens end a text and fill up a row,
         - `do_lower_case`: whether texts are lower-cased first,
         - `strip_punctuation`: whether ASCII punctuation is left out and white space collapsed (sentencepiece models only),
-        - `model_max_length`: the published `length`.
+        - `model_max_length` (or `max_length`): the published `length`, and `padding_side`,
+        - marks that have other names, and `added_tokens_decoder` (or `added_tokens.json`): tokens that a text may hold whole.
 
         What it leaves out is looked up in `classes` under its `tokenizer_class`, since published files rely on what the code of that class does. `save` writes it all. Raises `UserError` if there is no tokenizer, or a broken one.
         """
@@ -154,30 +183,24 @@ class Tokenizer(abc.ABC):
         file = next((path / name for name in _FILES if (path / name).is_file()), None) if path.is_dir() else path
         if file is None or not file.is_file():
             raise UserError(f"{path} holds no tokenizer: give a directory or a file with {' or '.join(_FILES)}")
+        config = read_config(file.parent, classes, of_pieces=file.suffix != ".json")
         try:
-            config = _read_config(file.parent, classes)
             if file.suffix == ".json":
                 return _WordPieces(tokenizers.Tokenizer.from_str(file.read_text("utf-8")), config)
-            return _SentencePieces(sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes()), config)
-        except UserError:
-            raise
+            return _SentencePieces(read_pieces(file), config)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
         except Exception as error:  # tokenizers raises bare `Exception`s.
-            raise UserError(f"{file} cannot be read as a tokenizer ({error}): fetch or train it again") from error
+            raise broken(file, error) from error
 
     @staticmethod
     def load_pair(path: str | os.PathLike, classes: Mapping[str, Mapping[str, Any]] = {}) -> "tuple[Tokenizer, Tokenizer]":
         """The tokenizers of source and target: two sentencepiece models (`source.spm`, `target.spm`) with one table of ids (`vocab.json`), or else what `load` reads, twice. Raises `UserError` if they are missing or broken."""
         path = Path(path)
         if path.is_dir() and (path / "source.spm").is_file():
-            try:
-                vocabulary = json.loads((path / "vocab.json").read_text("utf-8"))
-                config = _read_config(path, classes)
-                source, target = (_PairPieces(path / name, vocabulary, config) for name in ("source.spm", "target.spm"))
-                return source, target
-            except UserError:
-                raise
-            except (OSError, RuntimeError, ValueError, AttributeError) as error:
-                raise UserError(f"the tokenizer in {path} cannot be read ({error}): fetch it again") from error
+            config = {**_PAIR, **read_config(path, classes, of_pieces=True)}
+            source, target = (_PairPieces(path / name, config) for name in ("source.spm", "target.spm"))
+            return source, target
         tokenizer = Tokenizer.load(path, classes)
         return tokenizer, tokenizer
 
@@ -188,12 +211,19 @@ class _WordPieces(Tokenizer):
     def __init__(self, model: tokenizers.Tokenizer, config: dict):
         model.no_padding()
         model.no_truncation()
-        model.encode_special_tokens = config.get(_MARKS_ARE_TEXT, False)
-        self.model, self.config, self.vocab_size = model, config, model.get_vocab_size()
-        self.length = _published_length(config)
+        model.encode_special_tokens = bool(config.get(MARKS_ARE_TEXT))
+        add_marks(model, config)
+        if config.get("do_lower_case") or config.get("lower_cases"):
+            add_lower_case(model)
+        if config.get("begins_and_ends"):
+            add_ends(model, config)
+        self.model, self.config = model, config
+        self.vocab_size = max(model.get_vocab().values(), default=-1) + 1
+        if self.vocab_size >= 2**31:
+            raise UserError(f"its token {self.vocab_size - 1} is beyond 2**31: fetch or train it again")
         self.end = self._mark("eos_token", (_END, "<eos>", "[SEP]", "<|endoftext|>"))
         self.pad = self._mark("pad_token", (_PAD, "[PAD]", "<|endoftext|>"), self.end)
-        self.lower_case = config.get("do_lower_case", False)
+        self.length, self.padding_side, self.truncation_side = _row_format(config)
 
     def __reduce__(self) -> tuple:
         """Made anew where it is sent: the library pickles a tokenizer without `encode_special_tokens`."""
@@ -202,14 +232,15 @@ class _WordPieces(Tokenizer):
     def save(self, directory: str | os.PathLike) -> None:
         Path(directory).mkdir(parents=True, exist_ok=True)
         self.model.save(str(Path(directory) / "tokenizer.json"))
-        _write_config(directory, {"tokenizer_class": "PreTrainedTokenizerFast", **self.config})
+        write_config(directory, {"tokenizer_class": "PreTrainedTokenizerFast", **self.config})
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        if self.lower_case:
-            texts = [text.lower() for text in texts]
-        # One text is not worth waking the threads for, and a data pipeline asks for one at a time.
-        encoded = self.model.encode_batch_fast(texts) if len(texts) > 1 else map(self.model.encode, texts)
-        rows = (row.ids for row in encoded)
+        try:  # One text is not worth waking the threads for, and a data pipeline asks for one at a time.
+            encoded = self.model.encode_batch_fast(texts) if len(texts) > 1 else map(self.model.encode, texts)
+            rows = [row.ids for row in encoded]
+        except Exception as error:  # Of a vocabulary without the token for what is not in it.
+            reason = " ".join(str(error).split())
+            raise UserError(f"the tokenizer has no tokens for a text ({reason}): fetch or train it again") from error
         return [ids[:-1] if ids and ids[-1] == self.end else ids for ids in rows]
 
     def _decode(self, ids: list[int]) -> str:
@@ -217,7 +248,7 @@ class _WordPieces(Tokenizer):
 
     def _mark(self, key: str, usual: tuple[str, ...], default: int | None = None) -> int:
         """The id of the token that the configuration names, or else of the first usual one that there is."""
-        named = _content(self.config.get(key))
+        named = mark_of(self.config, key)
         ids = (self.model.token_to_id(token) for token in ([named] if named else usual))
         found = next((token for token in ids if token is not None), default)
         if found is None:
@@ -226,92 +257,125 @@ class _WordPieces(Tokenizer):
 
 
 class _SentencePieces(Tokenizer):
-    """A sentencepiece model."""
+    """A sentencepiece model, and tokens that are cut out of a text before it comes to it."""
 
     def __init__(self, model: sentencepiece.SentencePieceProcessor, config: dict):
-        self.model, self.config, self.vocab_size = model, config, model.get_piece_size()
-        self.length, self.end = _published_length(config), model.eos_id()
+        self.model, self.config = model, config
+        vocabulary = {model.id_to_piece(index): index for index in range(model.get_piece_size())}
+        self.marks = Marks(vocabulary, added_marks(config), named_marks(config))
+        self.added = {index: mark for mark, index in self.marks.ids.items() if vocabulary.get(mark) != index}
+        self.vocab_size = max([len(vocabulary), *(index + 1 for index in self.added)])
+        self.end = self._id("eos_token", model.eos_id())
         if self.end < 0:
             raise UserError("the sentencepiece model has no token that ends a text: train it with an eos_id")
-        self.lower_case, self.strip_punctuation = (config.get(key, False) for key in ("do_lower_case", "strip_punctuation"))
-        self.pad = self._pad()
+        self.pad = self._id("pad_token", model.pad_id() if model.pad_id() >= 0 else self.end)
+        self.lower_case, self.strip_punctuation = (bool(config.get(key)) for key in ("do_lower_case", "strip_punctuation"))
+        self.length, self.padding_side, self.truncation_side = _row_format(config)
 
-    def _pad(self) -> int:
-        """The token that the configuration names, if the model has it, or else the model's own, or else the end."""
-        named = _content(self.config.get("pad_token"))
-        if named and (found := self.model.piece_to_id(named)) != self.model.unk_id():
-            return found
-        return self.model.pad_id() if self.model.pad_id() >= 0 else self.end
+    def _id(self, field: str, default: int) -> int:
+        named = mark_of(self.config, field)
+        return default if named is None else self.marks.ids[named]
 
     def save(self, directory: str | os.PathLike) -> None:
         Path(directory).mkdir(parents=True, exist_ok=True)
         (Path(directory) / "spiece.model").write_bytes(self.model.serialized_model_proto())
-        _write_config(directory, self.config)
+        write_config(directory, self.config)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        return self.model.encode([self._clean(text) for text in texts])
+        rows = ([self._token(piece) for piece in self._pieces(text)] for text in texts)
+        return [ids[:-1] if ids and ids[-1] == self.end else ids for ids in rows]
 
-    def _decode(self, ids: list[int]) -> str:
-        return self.model.decode([token for token in ids if token != self.pad])
+    def _token(self, piece: str) -> int:
+        return self.marks.ids[piece] if piece in self.marks.ids else self.model.piece_to_id(piece)
+
+    def _pieces(self, text: str) -> list[str]:
+        if self.strip_punctuation:  # As SigLIP, whose texts begin with a space of sentencepiece's.
+            text = _SPACE + text.replace(_SPACE, " ")
+        pieces = self._part(text) if self.config.get(MARKS_ARE_TEXT) else self.marks.apart(text, self._part)
+        return (
+            pieces[1:]
+            if self.strip_punctuation and pieces[:1] == [_SPACE] and pieces[1:2] and pieces[1] in self.marks.ids
+            else pieces
+        )
+
+    def _part(self, text: str) -> list[str]:
+        """The pieces of what is no mark. SigLIP's have no space put before them, which sentencepiece puts before the first word only."""
+        if not self.strip_punctuation:
+            return self.model.encode(text.lower() if self.lower_case else text, out_type=str)
+        unknown = mark_of(self.config, "unk_token") or _UNKNOWN
+        return self.model.encode(unknown + self._clean(text), out_type=str)[len(self.model.encode(unknown)) :]
 
     def _clean(self, text: str) -> str:
         """As `canonicalize_text` of big_vision does, in evaluators/proj/image_text/prompt_engineering.py."""
         text = text.lower() if self.lower_case else text
-        return re.sub(r"\s+", " ", text.translate(_NO_PUNCTUATION)).strip() if self.strip_punctuation else text
+        return re.sub(r"\s+", " ", text.translate(_NO_PUNCTUATION)).strip()
+
+    def _decode(self, ids: list[int]) -> str:
+        """Runs of the model's own pieces by the model, what was added as it is."""
+        kept = [token for token in ids if token != self.pad and (token in self.added or token < self.model.get_piece_size())]
+        runs = itertools.groupby(kept, key=self.added.get)
+        return " ".join(
+            text for mark, run in runs if (text := " ".join(mark for _ in run) if mark else self.model.decode(list(run)))
+        )
 
 
 class _PairPieces(Tokenizer):
     """One of two sentencepiece models, which says how a text is cut, and the table of ids that both share (Tiedemann and Thottingal 2020, OPUS-MT). A text for a model of several target languages begins with a mark as `>>deu<<`."""
 
-    def __init__(self, file: Path, vocabulary: dict[str, int], config: dict):
-        self.file_name, self.ids, self.config = file.name, vocabulary, config
-        self.model = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
-        for mark in (_PAD, _END, _UNKNOWN):
-            if mark not in vocabulary:
-                raise UserError(f"vocab.json beside {file} has no {mark}: fetch it again")
-        self.pad, self.end, self.unknown = (vocabulary[mark] for mark in (_PAD, _END, _UNKNOWN))
-        self.pieces = {token: piece for piece, token in vocabulary.items()}
-        self.vocab_size, self.length = max(self.pieces) + 1, _published_length(config)
+    def __init__(self, file: Path, config: dict):
+        self.file_name, self.config = file.name, config
+        self.table = read_table(file.with_name("vocab.json"))
+        try:
+            self.model = read_pieces(file)
+            self.marks = Marks(self.table, added_marks(config), named_marks(config))
+        except UserError as error:
+            raise UserError(f"{file.with_name('vocab.json')}: {error}") from error
+        except (OSError, RuntimeError, ValueError) as error:
+            raise broken(file, error) from error
+        self.ids = self.table | self.marks.ids
+        for field in _PAIR_MARKS:
+            if (named := mark_of(config, field)) is None or named not in self.table:
+                raise refused(file.with_name("vocab.json"), field, named, "is not in it: fetch it again")
+        self.end, self.pad, self.unknown = (self.ids[mark_of(config, field)] for field in _PAIR_MARKS)
+        self.pieces = {token: piece for piece, token in self.ids.items()}
+        self.vocab_size = max(self.pieces) + 1
+        self.length, self.padding_side, self.truncation_side = _row_format(config)
 
     def save(self, directory: str | os.PathLike) -> None:
         Path(directory).mkdir(parents=True, exist_ok=True)
         (Path(directory) / self.file_name).write_bytes(self.model.serialized_model_proto())
-        (Path(directory) / "vocab.json").write_text(json.dumps(self.ids, ensure_ascii=False), "utf-8")
-        _write_config(directory, self.config)
+        (Path(directory) / "vocab.json").write_text(json.dumps(self.table, ensure_ascii=False), "utf-8")
+        write_config(directory, self.config)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [[self.ids.get(piece, self.unknown) for piece in self._cut(text)] for text in texts]
 
     def _cut(self, text: str) -> list[str]:
-        language = re.match(r">>[^<>]*<<", text)
+        return self._part(text) if self.config.get(MARKS_ARE_TEXT) else self.marks.apart(text, self._part)
+
+    def _part(self, text: str) -> list[str]:
+        language = re.match(r">>(?s:.*?)<<", text)
         marks = [language.group()] if language else []
         return marks + self.model.encode(text[language.end() if language else 0 :], out_type=str)
 
     def _decode(self, ids: list[int]) -> str:
-        pieces = (self.pieces.get(token, _PAD) for token in ids)
-        return self.model.decode_pieces([piece for piece in pieces if piece not in (_PAD, _END, _UNKNOWN)])
+        """Without the marks, and without ids that the table has left out."""
+        marks = {self.pad, self.end, self.unknown}
+        return self.model.decode_pieces([self.pieces[token] for token in ids if token in self.pieces and token not in marks])
 
 
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What sentencepiece writes for a space."""
+_PAIR_MARKS = ("eos_token", "pad_token", "unk_token")
+_PAIR = dict(eos_token=_END, pad_token=_PAD, unk_token=_UNKNOWN, model_max_length=512)
+"""What transformers' `MarianTokenizer` has where its file says nothing."""
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def _published_length(config: dict) -> int | None:
-    """`model_max_length`, unless it is the huge number that stands for none."""
-    length = config.get("model_max_length")
-    return int(length) if length is not None and length < 1_000_000 else None
+def _row_format(config: dict) -> tuple[int | None, str, str]:
+    return published_length(config), config.get("padding_side") or "right", config.get("truncation_side") or "right"
 
 
-def _content(mark: str | dict | None) -> str | None:
-    """A token as `tokenizer_config.json` names it, by itself or with its properties."""
-    return mark["content"] if isinstance(mark, dict) else mark
-
-
-def _read_config(directory: Path, classes: Mapping[str, Mapping[str, Any]] = {}) -> dict:
-    file = directory / "tokenizer_config.json"
-    config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    return {**classes.get(config.get("tokenizer_class", "").removesuffix("Fast"), {}), **config}
-
-
-def _write_config(directory: str | os.PathLike, config: dict) -> None:
-    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
-    (Path(directory) / "tokenizer_config.json").write_text(text + "\n", "utf-8")
+def _check_size(vocab_size: int, least: int, reason: str) -> None:
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, (int, np.integer)) or not least <= vocab_size < 2**31:
+        raise UserError(f"a vocabulary of {vocab_size} tokens {reason}")

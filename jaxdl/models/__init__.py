@@ -26,12 +26,18 @@ FAMILIES: dict[str, str] = {
 }
 """Which file of this folder reads and writes a published model, by the `model_type` (transformers) or `_class_name` (diffusers) in its `config.json`."""
 
+_OF_GPT2 = dict(bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>")
+_OF_GEMMA = dict(bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<pad>", padding_side="left")
+_OF_SIGLIP = dict(eos_token="</s>", unk_token="<unk>", pad_token="</s>", model_max_length=64)
 TOKENIZERS: dict[str, dict[str, Any]] = {
+    "CLIPTokenizer": _OF_GPT2 | dict(bos_token="<|startoftext|>", pad_token="<|endoftext|>", begins_and_ends=True),
+    "GPT2Tokenizer": _OF_GPT2,
+    "GemmaTokenizer": _OF_GEMMA,
     # The texts lose case and punctuation, as in `canonicalize_text` of big_vision, evaluators/proj/image_text/prompt_engineering.py.
-    "SiglipTokenizer": dict(do_lower_case=True, strip_punctuation=True, pad_token="</s>"),
-    "Siglip2Tokenizer": dict(do_lower_case=True),
+    "SiglipTokenizer": _OF_SIGLIP | dict(do_lower_case=True, strip_punctuation=True),
+    "Siglip2Tokenizer": _OF_GEMMA | dict(lower_cases=True),
 }
-"""What transformers' tokenizer of a class does without being told in `tokenizer_config.json`: options of `jaxdl.data.text.Tokenizer.load`."""
+"""What transformers' tokenizer of a class does without being told in `tokenizer_config.json`: options of `jaxdl.data.text.Tokenizer.load`. Where one `lower_cases`, or `begins_and_ends` each text with the marks that are called so, its files cannot change it."""
 
 IMAGE_PROCESSORS: dict[str, str] = {"stretch": "SiglipImageProcessor", "crop": "CLIPImageProcessor"}
 """Transformers' class that does what an `ImageProcessor` of a `resize_mode` does."""

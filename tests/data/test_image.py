@@ -15,6 +15,7 @@ from jaxdl.data import LABELLED_IMAGES
 from jaxdl.data import image as images
 from jaxdl.data.image import IMAGENET, ImageProcessor, decode
 from jaxdl.errors import UserError
+from jaxdl.models import clip
 
 sides = st.integers(1, 40)
 FIELDS = [{}, IMAGENET, dict(mean=(0.3, 0.6, 0.4), std=(0.2, 0.25, 0.3), resample="lanczos", resize_mode="crop")]
@@ -215,22 +216,77 @@ def test_a_crop_larger_than_the_scaled_image_is_refused():
         ImageProcessor.symmetric(224, resize_mode="crop", shorter_side=200)
 
 
+BAD_IMAGES = {
+    "of floats": (np.zeros((4, 4, 3), np.float32), "float32"),
+    "of int64": (np.zeros((4, 4, 3), np.int64), "int64"),
+    "of booleans": (np.zeros((4, 4, 3), bool), "bool"),
+    "without channels": (np.zeros((4, 4), np.uint8), r"\(4, 4\)"),
+    "channels first": (np.zeros((3, 4, 5), np.uint8), r"\(3, 4, 5\)"),
+    "of four channels": (np.zeros((4, 4, 4), np.uint8), r"\(4, 4, 4\)"),
+    "of two channels": (np.zeros((4, 4, 2), np.uint8), r"\(4, 4, 2\)"),
+    "a batch": (np.zeros((1, 4, 4, 3), np.uint8), r"\(1, 4, 4, 3\)"),
+    "empty": (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),
+    "of no channels": (np.zeros((4, 4, 0), np.uint8), r"\(4, 4, 0\)"),
+    "a scalar": (np.uint8(3), "uint8"),
+    "a list": ([[[0, 0, 0]]], "list"),
+    "of PIL": (Image.new("RGB", (3, 3)), "Image"),
+    "none": (None, "NoneType"),
+}
+
+
+@pytest.mark.parametrize("image, message", BAD_IMAGES.values(), ids=BAD_IMAGES)
+@pytest.mark.parametrize("fields", FIELDS)
+def test_what_is_no_image_is_refused(fields, image, message):
+    process = ImageProcessor.symmetric(8, **fields)
+    for use in (process, process.resize, lambda given: ImageProcessor.fit([given], 8, **fields)):
+        with pytest.raises(UserError, match=message) as error:
+            use(image)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fields", FIELDS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
+def test_an_image_of_any_shape_comes_out_with_the_size(fields, size):
+    chex.assert_shape(ImageProcessor.symmetric((8, 6), **fields)(noise(*size)), (8, 6, 3))
+
+
+def test_an_image_that_memory_would_not_hold_is_refused():
+    with pytest.raises(UserError, match="1×3000000"):
+        ImageProcessor.symmetric(224, resize_mode="crop")(np.zeros((1, 3_000_000, 3), np.uint8))
+
+
 @pytest.mark.parametrize(
-    "change, message",
+    "fields, message",
     [
-        ({"do_rescale": False}, "do_rescale is off"),
-        ({"rescale_factor": 1 / 127.5}, "rescale_factor"),
-        ({"image_mean": None}, "None"),
-        ({"resample": 99}, "99"),
-        ({"size": {"longest_edge": 224}}, "lacks 'height'"),
-        ({"do_center_crop": True}, "lacks"),
+        (dict(size=(0, 8)), "size"),
+        (dict(size=(8, -1)), "size"),
+        (dict(size=(8, 10**9)), "size"),
+        (dict(size=(True, 8)), "size"),
+        (dict(std=(0.5, 0.0, 0.5)), "deviations"),
+        (dict(std=(0.5, -0.5, 0.5)), "deviations"),
+        (dict(std=(0.5, float("nan"), 0.5)), "std"),
+        (dict(mean=(0.5, float("inf"), 0.5)), "mean"),
+        (dict(mean=(0.5, 0.5)), "means"),
+        (dict(mean=(), std=()), "means"),
+        (dict(mean=(0.5,) * 4, std=(0.5,) * 4), "means"),
+        (dict(resample="bicubik"), "did you mean 'bicubic'"),
+        (dict(resize_mode="cropp"), "did you mean 'crop'"),
+        (dict(resize_mode="crop", shorter_side=0), "shorter_side"),
+        (dict(resize_mode="crop", shorter_side=4), "shorter side of 4"),
     ],
 )
-def test_a_processor_that_is_not_known_is_refused(change, message, tmp_path):
-    config = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 8, "width": 8}, **change}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=message):
-        ImageProcessor.from_pretrained(tmp_path)
+def test_fields_that_make_no_processor_are_refused(fields, message):
+    with pytest.raises(UserError, match=message) as error:
+        ImageProcessor(**{**dict(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3), **fields})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("width", range(16, 32))
+def test_the_crop_begins_where_transformers_lets_it_begin(width):
+    """torchvision's, which OpenAI's code calls, begins at int(round((width − size) / 2)), one pixel later where 3 of 4 are left over."""
+    image = np.zeros((16, width, 3), np.uint8) + np.arange(width, dtype=np.uint8)[:, None]
+    begins = clip.image_processor(16).resize(image)[0, 0, 0]
+    assert begins == (width - 16) // 2 == round((width - 16) / 2) - (width % 4 == 3)
 
 
 def test_older_and_newer_configurations_are_read(tmp_path):
@@ -263,5 +319,5 @@ def test_a_directory_without_a_configuration_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no preprocessor_config\.json"):
         ImageProcessor.from_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("{")
-    with pytest.raises(UserError, match="no JSON"):
+    with pytest.raises(UserError, match="fetch it again"):
         ImageProcessor.from_pretrained(tmp_path)

@@ -209,12 +209,227 @@ def test_training_on_nothing_is_refused():
     for texts in ([], ["", "  "]):
         with pytest.raises(UserError, match="no text"):
             Tokenizer.train(texts)
-    with pytest.raises(UserError, match="7 tokens is too small"):
-        Tokenizer.train(TEXTS, vocab_size=7)
+        with pytest.raises(UserError, match="no text"):
+            Tokenizer.of_characters([] if not texts else [""])
 
 
-def test_a_length_is_needed():
-    with pytest.raises(ValueError, match="at least 1"):
-        trained(["a"], 0)
-    with pytest.raises(ValueError, match="None tokens"):
-        trained(["a"])
+@pytest.mark.parametrize("size", [7, 0, -1, 2**31, 2**80, True])
+def test_a_vocabulary_without_room_or_end_is_refused(size):
+    for make in (Tokenizer.train, Tokenizer.of_bytes):
+        with pytest.raises(UserError, match=f"vocabulary of {size} tokens"):
+            make(TEXTS, vocab_size=size)
+
+
+@pytest.mark.parametrize("length", [0, -1, None, True, 2**31, 2**80])
+def test_a_length_is_needed(tokenizers_of_every_kind, length):
+    for tokenizer in tokenizers_of_every_kind:
+        with pytest.raises(UserError, match=f"{length} tokens.*at least 1"):
+            tokenizer(["a"], length)
+
+
+@pytest.fixture(scope="module")
+def tokenizers_of_every_kind(tmp_path_factory) -> list[Tokenizer]:
+    pair = tmp_path_factory.mktemp("pair")
+    plain = sentence_pieces(tmp_path_factory.mktemp("plain"))
+    for name in ("source.spm", "target.spm"):
+        (pair / name).write_bytes((plain / "spiece.model").read_bytes())
+    table = ["</s>", "<unk>", "▁a", "a", "▁red", ">>deu<<", "<pad>"]
+    (pair / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(table)}))
+    published = published_json(tmp_path_factory.mktemp("published"))
+    made = [make([*TEXTS, "x\N{REPLACEMENT CHARACTER}"]) for make in MAKERS]
+    tokenizers = [*made, Tokenizer.load(published), Tokenizer.load(plain), *Tokenizer.load_pair(pair)]
+    for tokenizer in tokenizers:
+        tokenizer.length = None  # So that a length is asked for.
+    return tokenizers
+
+
+MAKERS = [Tokenizer.train, Tokenizer.of_characters, Tokenizer.of_bytes]
+NO_TEXTS = {
+    "a text": ("a cat", "one text"),
+    "bytes": (b"a cat", "one text"),
+    "a number": (7, "int"),
+    "none": (None, "NoneType"),
+    "a mapping": ({"a": 1}, "dict"),
+    "texts and none": (["a", None], "text 1 is a NoneType"),
+    "texts and bytes": (["a", b"a"], "text 1 is a bytes"),
+    "texts and numbers": (["a", 1.5], "text 1 is a float"),
+    "texts and lists": (["a", ["b"]], "text 1 is a list"),
+    "numbers of numpy": (np.arange(3), "text 0 is a int64"),
+}
+
+
+@pytest.mark.parametrize("texts, message", NO_TEXTS.values(), ids=NO_TEXTS)
+def test_what_is_no_sequence_of_texts_is_refused_in_every_way_in(tokenizers_of_every_kind, texts, message):
+    uses = [use for tokenizer in tokenizers_of_every_kind for use in (lambda given, t=tokenizer: t(given, 9), tokenizer.encode)]
+    for use in [*uses, *MAKERS]:
+        with pytest.raises(UserError, match=message) as error:
+            use(texts)
+        assert "\n" not in str(error.value)
+
+
+HALVES = {"a \ud83d cat": "a \N{REPLACEMENT CHARACTER} cat", "\udc00": "\N{REPLACEMENT CHARACTER}", "\ud83d\ude42 a": "🙂 a"}
+
+
+@pytest.mark.parametrize("text, shown", HALVES.items(), ids=["first half", "second half", "both halves"])
+def test_half_of_a_character_is_the_one_that_cannot_be_shown_in_every_way_in(tokenizers_of_every_kind, text, shown):
+    for tokenizer in tokenizers_of_every_kind:
+        chex.assert_trees_all_equal(tokenizer([text], 30), tokenizer([shown], 30))
+        chex.assert_trees_all_equal(tokenizer.encode([text, "a"]), tokenizer.encode([shown, "a"]))
+    for make in MAKERS:
+        chex.assert_trees_all_equal(*(make([given, "a cat"]).encode([shown, "a cat"]) for given in (text, shown)))
+
+
+@pytest.mark.parametrize("text", ["\0", "a\0b", "", " ", "\n", "👩\u200d👧", "a\u0301", "\ufeff", "a" * 10_000])
+def test_every_text_has_a_row_and_an_end(tokenizers_of_every_kind, text):
+    for tokenizer in tokenizers_of_every_kind:
+        (row,) = tokenizer([text], 12)
+        assert tokenizer.end in row and row.min() >= 0 and row.max() < tokenizer.vocab_size
+        assert isinstance(tokenizer.decode(row), str)
+        assert tokenizer([], 12).shape == (0, 12) and tokenizer.encode([]) == []
+
+
+NO_IDS = {
+    "negative": [-1],
+    "beyond": [10**6],
+    "far beyond": [2**80],
+    "floats": [1.0, 2.5],
+    "of floats": np.zeros(3, np.float32),
+    "booleans": [True],
+    "texts": ["a"],
+    "a text": "abc",
+    "none": None,
+    "and none": [2, None],
+    "rows": [[2, 3], [3, 2]],
+    "rows of several lengths": [[2, 3], [3]],
+    "a number": 7,
+}
+
+
+@pytest.mark.parametrize("ids", NO_IDS.values(), ids=NO_IDS)
+def test_what_is_no_row_of_ids_is_refused(tokenizers_of_every_kind, ids):
+    for tokenizer in tokenizers_of_every_kind:
+        with pytest.raises(UserError, match="token") as error:
+            tokenizer.decode(ids)
+        assert "\n" not in str(error.value)
+        assert tokenizer.decode([]) == ""
+
+
+def test_ids_may_have_gaps(tmp_path):
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({"</s>": 0, "<unk>": 1, "a": 9}, unk_token="<unk>"))
+    model.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.vocab_size == 10 and tokenizer.decode(tokenizer(["a"], 3)[0]) == "a"
+
+
+def test_a_vocabulary_without_an_unknown_token_says_so(tmp_path):
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({"</s>": 0, "a": 1}, unk_token="<unk>"))
+    model.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="no tokens for a text"):
+        Tokenizer.load(tmp_path).encode(["b"])
+
+
+CONFIGS = {
+    "model_max_length": ["abc", -1, 0, 1.5, True, [], float("nan")],
+    "max_length": ["abc", -1, True],
+    "eos_token": [7, "", [], {}, {"content": 7}, {"content": "a", "lstrip": "yes"}, True, "\ud83d"],
+    "pad_token": [7, "", [], {"text": "a"}],
+    "do_lower_case": ["yes", 1, []],
+    "strip_punctuation": ["yes", 1],
+    "split_special_tokens": ["yes", 1],
+    "padding_side": ["top", 1],
+    "truncation_side": ["top", 1],
+    "tokenizer_class": [7, [], ""],
+    "added_tokens_decoder": [[], "a", {"a": {"content": "a"}}, {"-1": {"content": "a"}}, {"9": "a"}, {"9": {}}, {"9": None}],
+    "extra_special_tokens": [7, "a", [7], [None], {"a": 7}],
+    "additional_special_tokens": [7, [{}]],
+}
+
+
+@pytest.mark.parametrize("field, value", [(field, value) for field, values in CONFIGS.items() for value in values])
+def test_an_entry_of_another_type_is_named_with_its_file(field, value, tmp_path):
+    sentence_pieces(tmp_path)
+    for model in ("spiece.model", "tokenizer.json", "source.spm"):
+        if model == "tokenizer.json":
+            (tmp_path / "spiece.model").unlink()
+            published_json(tmp_path)
+        if model == "source.spm":
+            (tmp_path / "source.spm").touch()
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({field: value}))
+        with pytest.raises(UserError, match=rf"tokenizer_config\.json.*{field}") as error:
+            Tokenizer.load_pair(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b"\xff", b'{"eos_token": 7, "a": -1}'])
+def test_an_older_file_that_is_broken_is_named(name, content, tmp_path):
+    (published_json(tmp_path) / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        Tokenizer.load(tmp_path)
+
+
+CONTENTS = {
+    "empty": b"",
+    "cut": b'{"version": "1.0", "model": {',
+    "no UTF-8": b"\xff\xfe",
+    "a list": b"[]",
+    "null": b"null",
+    "a number": b"7",
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "spiece.model", "source.spm", "target.spm", "vocab.json", "tokenizer_config.json"]
+)
+def test_a_file_of_another_shape_is_named(name, content, tmp_path):
+    if name in ("source.spm", "target.spm", "vocab.json"):
+        model = (sentence_pieces(tmp_path) / "spiece.model").read_bytes()
+        for file in ("source.spm", "target.spm"):
+            (tmp_path / file).write_bytes(model)
+        (tmp_path / "vocab.json").write_text('{"</s>": 0, "<unk>": 1, "<pad>": 2}')
+    elif name != "spiece.model":
+        published_json(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name) as error:
+        Tokenizer.load_pair(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("table", [{"a": "b"}, {"a": -1}, {"a": 1.5}, {"a": True}, {"a": None}, {"</s>": 0}, {}])
+def test_a_table_of_ids_that_is_none_is_named(table, tmp_path):
+    model = (sentence_pieces(tmp_path) / "spiece.model").read_bytes()
+    for file in ("source.spm", "target.spm"):
+        (tmp_path / file).write_bytes(model)
+    (tmp_path / "vocab.json").write_text(json.dumps(table))
+    with pytest.raises(UserError, match=r"vocab\.json"):
+        Tokenizer.load_pair(tmp_path)
+
+
+def test_siglip_2_has_its_length_where_others_have_none(tmp_path):
+    tokenizer = Tokenizer.load(published_json(tmp_path, max_length=6, model_max_length=10**30))
+    assert tokenizer.length == 6 and tokenizer(["a b"]).tolist() == [[2, 4, 5, 1, 0, 0]]
+
+
+def test_rows_are_filled_up_on_the_side_that_the_configuration_names(tmp_path):
+    tokenizer = Tokenizer.load(published_json(tmp_path, padding_side="left", truncation_side="left"))
+    assert tokenizer(["a b", ""], 6).tolist() == [[0, 0, 2, 4, 5, 1], [0, 0, 0, 0, 2, 1]]
+    with pytest.raises(UserError, match="not cut on the left"):
+        tokenizer(["a b a b"], 3)
+
+
+def test_a_token_that_was_added_has_the_id_it_was_added_with(tmp_path):
+    added = {"7": {"content": "Zebra", "normalized": False}, "9": {"content": "<x>", "special": True}}
+    with pytest.raises(UserError, match=r"'<x>' has the id 9 in added_tokens_decoder, and 8"):
+        Tokenizer.load(published_json(tmp_path, added_tokens_decoder=added))
+    added["8"] = added.pop("9")
+    tokenizer = Tokenizer.load(published_json(tmp_path, added_tokens_decoder=added, do_lower_case=True))
+    assert tokenizer.vocab_size == 9 and tokenizer.encode(["A Zebra<x> <X> B"])[0].tolist() == [2, 4, 7, 8, 3, 3, 3, 5]
+
+
+def test_an_added_token_that_has_the_place_of_another_is_refused(tmp_path):
+    sentence_pieces(tmp_path)
+    for added in ({"5": {"content": "zebra"}}, {"90": {"content": "</s>"}}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+        with pytest.raises(UserError, match="added_tokens_decoder"):
+            Tokenizer.load(tmp_path)

@@ -199,7 +199,7 @@ CASES: dict[str, dict[str, Case]] = {
 
 CONSTANT = set(
     "ATTENTIONS Attention Cache LinearState PerAxis Places Rotary alibi_bias alibi_slopes attention_weights causal_mask "
-    "gated_mlp_dim length_mask ntk_frequencies padding_mask prefix_mask random_projection raster_mask relative_buckets "
+    "gated_mlp_dim known_tokens length_mask ntk_frequencies padding_mask prefix_mask random_projection raster_mask relative_buckets "
     "rotary_frequencies segment_mask sinusoidal sinusoidal_2d stack_blocks token_positions unstack_blocks window_mask "
     "window_offsets yarn_frequencies yarn_magnitude".split()
 )
