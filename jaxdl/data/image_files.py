@@ -36,7 +36,7 @@ def decode(image: str | os.PathLike | bytes) -> UInt8[np.ndarray, "H W 3"]:
     """An image file, or the bytes of one, as RGB from 0 to 255, turned the way its EXIF orientation says. EXIF, XMP and colour profiles that are broken are as if they were not there.
 
     - Of 16 bits per channel the upper 8 are taken. Grey values of 32 bits and floating-point ones have no range of their own: from 0 to 255 they are taken as they are, and beyond refused, as floating-point ones from 0 to 1 are.
-    - What is transparent lies on white, whatever colour is hidden there.
+    - What is transparent lies on white, as transformers has it, whatever colour is hidden there.
     - Of an animation, and of a file with several pages, the first image is taken.
 
     Raises `UserError` for what PIL cannot read, naming the file.

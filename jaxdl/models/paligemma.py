@@ -107,10 +107,10 @@ def check_image_tokens(tokens: Int[Array, "B T"], image_token: int, patches: int
     """Raises `UserError` where a row has other than a token for each patch of its image, if tokens are known."""
     if isinstance(tokens, jax.core.Tracer):
         return
-    for row, count in enumerate((np.asarray(tokens) == image_token).sum(1)):
-        if count != patches:
+    for row, given in enumerate((np.asarray(tokens) == image_token).sum(1)):
+        if given != patches:
             raise UserError(
-                f"row {row} has {count} tokens of an image (id {image_token}), and the image has {patches} patches: use a PromptProcessor of {patches} image tokens"
+                f"row {row} has {given} tokens of an image (id {image_token}), and the image has {patches} patches: use a PromptProcessor of {patches} image tokens"
             )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from folders import WRITE
 from PIL import Image, ImageCms, ImageOps
+from transformers.image_transforms import convert_to_rgb
 
 from jaxdl.data import (
     ANNOTATED_IMAGES,
@@ -191,6 +192,13 @@ def test_what_is_transparent_is_white_and_no_hidden_colour_appears(kind):
     except (KeyError, OSError):
         pytest.skip(f"this Pillow writes no {kind}")
     assert (decode(content) == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L", "1"])
+def test_transparency_is_what_transformers_makes_of_it(mode):
+    alpha = np.random.default_rng(1).integers(0, 256, (5, 7), np.uint8)
+    picture = Image.fromarray(np.dstack([COLORS, alpha])).convert(mode)
+    np.testing.assert_array_equal(decode(encoded(picture)), convert_to_rgb(picture, return_numpy=True))
 
 
 def test_half_of_black_on_white_is_grey_and_palettes_have_holes():
