@@ -5,11 +5,13 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int, Int32
 
+from jaxdl.data.given_texts import given_texts
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
 
@@ -75,13 +77,16 @@ class PromptProcessor:
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "extra_special_tokens": {"image_token": IMAGE_TOKEN}, **named}
         (Path(directory) / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
-    def __call__(self, questions: Sequence[str], answers: Sequence[str] | None = None, length: int | None = None) -> PromptRows:
+    def __call__(
+        self, questions: Sequence[str] | Any, answers: Sequence[str] | Any = None, length: int | None = None
+    ) -> PromptRows:
         """Rows of `length` tokens, or else of as many as the longest needs. With answers, to train, the padding is at the end, and an answer that is too long is cut, its end is not; without, to be answered, it is at the beginning.
 
         Raises `UserError` for a question that does not fit, and for answers to other than these questions.
         """
         if isinstance(questions, str) or isinstance(answers, str):
             raise UserError("one text where a sequence of texts belongs: give a list")
+        questions, answers = list(given_texts(questions)), None if answers is None else list(given_texts(answers))
         if answers is not None and len(answers) != len(questions):
             raise UserError(f"{len(answers)} answers to {len(questions)} questions: give one for each")
         for question in questions:
@@ -89,7 +94,7 @@ class PromptProcessor:
                 raise UserError(f"the question {question!r} holds {IMAGE_TOKEN}, which is put before it here: leave it out")
         image = [self.image_token] * self.num_image_tokens
         heads = [image + ids for ids in self._encode([f"{BOS}{question}\n" for question in questions])]
-        tails = [[] for _ in heads] if answers is None else [[*ids, self.end] for ids in self._encode(list(answers))]
+        tails = [[] for _ in heads] if answers is None else [[*ids, self.end] for ids in self._encode(answers)]
         longest = max((len(head) + len(tail) for head, tail in zip(heads, tails)), default=0)
         length = longest if length is None else length
         tokens, valid = np.full((len(heads), length), self.pad, np.int32), np.zeros((len(heads), length), bool)

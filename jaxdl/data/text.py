@@ -37,7 +37,7 @@ _FILES = ("spiece.model", "tokenizer.json")
 
 
 class Tokenizer(abc.ABC):
-    """Texts to rows of token ids: each row ends with the token `end`, also where the text was cut, then `pad` fills it up.
+    """Texts to rows of token ids: each row ends with the token `end`, also where the text was cut, then `pad` fills it up (before it, where `padding_side` is left).
 
     `Tokenizer.train` makes one from texts, `Tokenizer.load` reads a published or a saved one. In some published tokenizers `pad` is `end`.
     """
@@ -48,7 +48,6 @@ class Tokenizer(abc.ABC):
     end: int
     length: int | None = None
     """The number of tokens that the published model expects, where its files say it."""
-
     padding_side: Literal["left", "right"] = "right"
     """Where rows are filled up, as the published model has it."""
     truncation_side: Literal["left", "right"] = "right"

@@ -158,3 +158,12 @@ def test_wrong_calls_are_refused(trained, tmp_path):
     (Path(tmp_path) / "preprocessor_config.json").write_text("{}")
     with pytest.raises(UserError, match="image_seq_length"):
         PromptProcessor.from_pretrained(tmp_path)
+
+
+def test_questions_and_answers_are_texts_and_half_of_a_character_is_shown_as_what_it_is():
+    text = PromptProcessor.extending(Tokenizer.of_bytes(["a red ring"], 258), 2)
+    shown = text(["a \N{REPLACEMENT CHARACTER}"], ["\N{REPLACEMENT CHARACTER} b"]).tokens
+    np.testing.assert_array_equal(text(["a \ud83d"], ["\udc00 b"]).tokens, shown)
+    for questions, answers in ((["a", None], None), ([b"a"], None), (7, None), (None, None), (["a"], [3])):
+        with pytest.raises(UserError, match="text"):
+            text(questions, answers)

@@ -92,8 +92,7 @@ def test_siglips_tokens_are_equal(published):
     ours = pretrained.load_tokenizer(directory)
     assert (ours.pad, ours.end, ours.length, ours.vocab_size) == (1, 1, 64, 200)
     known = st.lists(st.sampled_from(words), max_size=40).map(" ".join)
-    # Theirs reads "</s>" in a caption as the end of the caption; ours takes a caption for a caption.
-    anything = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=80)
+    anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
     @settings(max_examples=200, deadline=None, derandomize=True)
     @given(st.lists(known | anything | st.builds("{}{}".format, known, anything), min_size=1, max_size=4), st.integers(1, 70))
