@@ -10,9 +10,16 @@ from jaxdl.errors import UserError
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file of UTF-8."""
+    """Writes a file of UTF-8, which is on the disk before it takes the place of another: a power failure leaves one of the two. What is no Unicode, as a model may write, becomes `?`."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    try:
+        with temporary.open("w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)
 
 

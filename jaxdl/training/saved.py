@@ -4,7 +4,6 @@ A run keeps what describes its model in `DIR/model`, in the published layout but
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError
 from jaxdl.nn import stack_blocks, unstack_blocks
 from jaxdl.training.checkpoint import read_variables
+from jaxdl.training.identity import as_identity, config_from_json, read_json
 from jaxdl.training.processes import is_first, to_host
 from jaxdl.training.run import Run
 
@@ -42,32 +42,17 @@ def load_run(directory: str | Path, config_class: type | None = None) -> SavedRu
     """
     path = Path(directory).expanduser() / "config.json"
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        experiment, config = saved["experiment"], saved["config"]
-    except (OSError, ValueError, KeyError, TypeError):
+        saved = as_identity(read_json(path))
+    except ValueError:
+        saved = None
+    if saved is None:
         raise UserError(f"{directory} is no run: give the --workdir of an experiment, with its config.json") from None
+    experiment, config = saved["experiment"], saved["config"]
     if config_class is not None:
         config = config_from_json(config, config_class, path)
     stored = read_variables(path.parent / "checkpoints")
     params = stored["params"] if stored["ema"] is None else {**stored["params"], **stored["ema"]}
     return SavedRun(experiment, config, {"params": params, **stored["variables"]})
-
-
-def config_from_json(values: dict[str, Any], config_class: type, path: Path) -> Any:
-    """The config that was written to a `config.json`: lists become tuples where its fields are tuples. Raises `UserError` for what does not fit the class."""
-    import pydantic  # Here, so that help does not wait for it.
-
-    known = {field.name for field in dataclasses.fields(config_class)}
-    if unknown_fields := sorted(values.keys() - known):
-        raise UserError(
-            f"{path} has {', '.join(unknown_fields)}, which {config_class.__module__} does not know: give a run of that experiment"
-        )
-    try:
-        return pydantic.TypeAdapter(config_class).validate_python(values)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}, {where}: {first['msg']}; give a run of {config_class.__module__}") from None
 
 
 @dataclasses.dataclass(frozen=True)
