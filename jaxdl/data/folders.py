@@ -38,6 +38,7 @@ def list_files(folder: Path, endings: Collection[str], *, below: bool = True) ->
             found = os.stat(path)
             if (here := (found.st_dev, found.st_ino)) in above:
                 listing.left_out["links to a folder that they are in"] += 1
+                listing.folders[:] = [each for each in listing.folders if each != Path(path)]
                 continue
             with os.scandir(path) as entries:
                 for entry in entries:

@@ -17,6 +17,9 @@ from jaxdl.metrics import NGrams, accuracy, naive_bayes
 from jaxdl.tasks.sequences import Network, SequenceTask
 from jaxdl.training import Report
 
+DRAWN = 40
+"""Languages that have a row in a figure, at most."""
+
 
 class NamesTask(SequenceTask):
     """What tasks on names share: the alphabet, which is kept in the run, names in memory, and characters that are blanked."""
@@ -162,27 +165,30 @@ class Generate(NamesTask):
 
     def show(self, network: Network, variables: PyTree) -> Report:
         names, labels = self.write(network, variables)
-        known = set(self.names)
+        drawn, known = self.classes[:DRAWN], set(self.names)
+        first = f" of the first {DRAWN} languages" if len(self.classes) > DRAWN else ""
+        own = np.flatnonzero(self.held_out_labels < len(drawn))
+        counted = self.counted[NGrams.ORDER]
         new = np.array([name not in known for name in names])
         return {
             "generation_novelty": float(new.mean()),
             "generation_distinct": len(set(zip(names, labels.tolist()))) / len(names),
             "generation_recognised": float((self._bayes.predict(names) == labels).mean()),
             "names": figures.texts_by_class(
-                names,
-                ~new,
-                self.classes,
-                title=f"names that the network wrote, at temperature {self.temperature:g} (orange: also among those it read)",
+                names[: self.WRITTEN * len(drawn)],
+                ~new[: self.WRITTEN * len(drawn)],
+                drawn,
+                title=f"names{first} that the network wrote, at temperature {self.temperature:g} (orange: also among those it read)",
             ),
             "bits": figures.means_by_class(
                 {
-                    "network": self.bits(network, variables),
-                    f"counting {NGrams.ORDER} characters at a time": self.counted[NGrams.ORDER],
+                    "network": self.bits(network, variables)[own],
+                    f"counting {NGrams.ORDER} characters at a time": [counted[index] for index in own],
                 },
-                self.held_out_labels,
-                self.classes,
+                self.held_out_labels[own],
+                drawn,
                 xlabel="bits per character (less is better)",
-                title="how surprising held-out names are",
+                title=f"how surprising held-out names{first} are",
             ),
         }
 

@@ -218,3 +218,17 @@ def test_names_of_a_folder_serve_as_the_built_in_ones_do(tmp_path):
     train, held_out = NAMES.open("builtin:names")
     task = classify((train.where(lambda example: example.label < 2, "are of others"), held_out), tmp_path)
     assert len(task.names) == sum(label < 2 for label in train.labels) and len(task.classes) == 18
+
+
+def test_of_many_languages_some_have_a_row_in_a_figure(tmp_path):
+    many = Names((f"{chr(97 + index % 26)}{chr(97 + number)}o", f"L{index:03}") for index in range(120) for number in range(12))
+    task = generate((many.part("train"), many.part("test")), tmp_path)
+
+    class Writer(Certain):
+        def generate(self, variables, first, steps, **options):
+            return task.alphabet(["abo"] * len(first), steps)
+
+    report = task.show(Writer(task.targets, task.num_answers), {})
+    for name in ("names", "bits"):
+        assert "of the first 40 languages" in report[name].axes[0].get_title() and report[name].get_size_inches()[1] < 14
+    assert report["generation_distinct"] == 1 / Generate.WRITTEN
