@@ -31,6 +31,8 @@ def written_whole(directory: Path, last: str, instead_of: Sequence[str] = ()) ->
         with tempfile.TemporaryDirectory(dir=directory, prefix=".unfinished-") as folder:
             yield Path(folder)
             files = sorted(Path(folder).iterdir(), key=lambda file: (file.name == last, file.name))
+            for file in files:
+                _flush(file)
             for file in files[:-1]:
                 os.replace(file, directory / file.name)
             for other in {found for pattern in instead_of for found in directory.glob(pattern)}:
@@ -39,3 +41,10 @@ def written_whole(directory: Path, last: str, instead_of: Sequence[str] = ()) ->
             os.replace(files[-1], directory / files[-1].name)
     except OSError as error:
         raise UserError(f"{directory} cannot be written to ({error}): give another directory, or make room") from error
+
+
+def _flush(file: Path) -> None:
+    """Brings a file to the disk before it is moved to its place: a power failure would leave zeros there."""
+    if file.is_file():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())

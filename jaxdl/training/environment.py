@@ -26,7 +26,7 @@ class Environment:
     def now(self) -> dict[str, Any]:
         """What the run depends on here."""
         settings = ("jax_enable_x64", "jax_default_matmul_precision")
-        return {"jax": jax.__version__, **{name: jax.config.read(name) for name in settings}, "data": self._specs}
+        return {"jax": jax.__version__, **{name: getattr(jax.config, name) for name in settings}, "data": self._specs}
 
     def record(self) -> None:
         """Writes the file."""

@@ -38,8 +38,9 @@ FOLDERS = {
     _REMOVED: ("*",),
 }
 """Names of the folders, each with what lies in it."""
-RUNS = ("tower", f"{_OTHER_RUNS}/*")
-"""Folders that are runs of their own."""
+_RUNS = ("tower", f"{_OTHER_RUNS}/*")
+RUN_FOLDERS = ("tower", _OTHER_RUNS)
+"""Folders that are runs of their own, or hold such."""
 
 
 @contextlib.contextmanager
@@ -192,8 +193,8 @@ def strangers(directory: Path) -> list[Path]:
             found += [] if _matches(entry.name, FILES) else [entry]
         elif entry.name in FOLDERS:
             found += [each for each in inside if not _matches(each.name, FOLDERS[entry.name])]
-        elif entry.name in RUNS or entry.name == _OTHER_RUNS:
-            runs = [entry] if entry.name in RUNS else inside
+        elif entry.name in RUN_FOLDERS:
+            runs = inside if entry.name == _OTHER_RUNS else [entry]
             found += [each for run in runs for each in (strangers(run) if _is_run(run) else [run])]
         else:
             found.append(entry)
@@ -208,7 +209,7 @@ def _is_run(path: Path) -> bool:
 
 def _runs(directory: Path) -> list[Path]:
     """The runs below a run."""
-    return [path for pattern in RUNS for path in directory.glob(pattern) if _is_run(path)]
+    return [path for pattern in _RUNS for path in directory.glob(pattern) if _is_run(path)]
 
 
 def _has_begun(directory: Path) -> bool:
