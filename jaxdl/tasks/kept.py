@@ -1,6 +1,6 @@
 """What is made of the training data once and kept in the run, so that a resumed run and a finished one read as it did.
 
-Until the run has a checkpoint, `Run.open` removes it, so that it is made anew of the data as they are then (`jaxdl.training.workdir.KEPT`).
+What a process leaves that failed or was killed before there was a checkpoint, `Run.open` removes: it is made anew of the data as they are then (`jaxdl.training.workdir.KEPT`).
 """
 
 from collections.abc import Callable
@@ -21,27 +21,32 @@ T = TypeVar("T")
 
 def kept(directory: Path, last: str, save: Callable[[Path], None], load: Callable[[], T]) -> T:
     """What `load` reads in a run's directory. Where the file `last` is not there yet, `save(folder)` writes it, with what belongs to it, whole or not at all. Raises `UserError` if a run that has learned with it has lost it, or if it is damaged."""
-    way_out = "restore it from a copy, or start anew with --overwrite"
-    if not (directory / last).exists():
+    file = directory / last
+    if not file.exists():
         if steps(directory):
-            raise UserError(f"{directory / last}, with which this run has learned, is gone: {way_out}")
+            raise UserError(f"{file}, with which this run has learned, is gone: {_WAY_OUT}")
         with written_whole(directory, last=last) as folder:
             save(folder)
+    return _whole(file, load)
+
+
+def _whole(file: Path, load: Callable[[], T]) -> T:
+    """What is in a file. Raises `UserError` if it is damaged."""
     try:
         return load()
     except (UserError, ValueError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"{directory / last}, or what belongs to it, is damaged ({reason}): {way_out}") from error
+        raise UserError(f"{file} is damaged ({reason}): {_WAY_OUT}") from error
+
+
+_WAY_OUT = "restore it from a copy, or start anew with --overwrite"
 
 
 def kept_tokenizer(directory: Path, make: Callable[[], Tokenizer]) -> Tokenizer:
     """The tokenizer in a run's directory. It is made where there is none yet; what an interrupted process leaves is not taken for one."""
-
-    def load() -> Tokenizer:
-        read_json(directory / "tokenizer_config.json")  # So that an error names the file of the two that is damaged.
-        return Tokenizer.load(directory)
-
-    return kept(directory, "tokenizer_config.json", lambda folder: make().save(folder), load)
+    config = "tokenizer_config.json"
+    kept(directory, config, lambda folder: make().save(folder), lambda: read_json(directory / config))
+    return _whole(directory / "tokenizer.json", lambda: Tokenizer.load(directory))
 
 
 def kept_tokens(file: Path, vocab_size: int) -> Integer[np.ndarray, "T"]:

@@ -19,13 +19,15 @@ CONFIG, LOCK, _REMOVED = "config.json", ".lock", ".removed"
 
 KEPT = ("tokenizer.json", "tokenizer_config.json", "tokens.npy", "alphabet.json")
 """What is made of the data when a run begins, and read again when it goes on."""
+_SETTLED = ".settled"
+"""An empty file: what is `KEPT` was not left by a process that failed or was killed."""
 _LOGS = ("metrics.jsonl", "layers.jsonl")
 _RESULTS = ("result.json", "sweep.json", "tiles.json")
 _WHOLE = (
     CONFIG, "environment.json", *KEPT, *_LOGS, *_RESULTS, "sample.txt", "answers.txt", "translations.txt", "table.md", "target.txtpb",
 )  # fmt: skip
 _UNFINISHED = (*(f"{name}.tmp" for name in _WHOLE), "tokens.part", "alphabet.unfinished", ".unfinished-*")
-FILES = (*_WHOLE, *_UNFINISHED, LOCK, "*_translations.txt", "*_translations.txt.tmp", "wandb_id")
+FILES = (*_WHOLE, *_UNFINISHED, LOCK, _SETTLED, "*_translations.txt", "*_translations.txt.tmp", "wandb_id")
 """Names of the files that runs write. A new one has to be added here."""
 _CHECKPOINTS, _OTHER_RUNS = "checkpoints", "beside"
 FOLDERS = {
@@ -47,7 +49,7 @@ RUN_FOLDERS = ("tower", _OTHER_RUNS)
 def claimed(directory: Path, experiment: str, preset: str, config: Any, overwrite: bool) -> Iterator[None]:
     """Holds the directory for this run, with its `config.json` in it.
 
-    What a run has left that made no step gives way to another config; what was made of its data is made anew. Raises `UserError` if the directory holds another run (the difference is shown) or other people's files, if it cannot be written, if another process is at work in it, and with `overwrite` if there is more in it than a run writes, or something that the config names. Nothing is touched then.
+    What a run has left that made no step gives way to another config; what it had made of the data when it failed is made anew. Raises `UserError` if the directory holds another run (the difference is shown) or other people's files, if it cannot be written, if another process is at work in it, and with `overwrite` if there is more in it than a run writes, or something that the config names. Nothing is touched then.
     """
     _find(directory)  # Before there is a lock in what may be somebody else's.
     try:
@@ -73,6 +75,8 @@ def claimed(directory: Path, experiment: str, preset: str, config: Any, overwrit
         except OSError as error:
             raise _not_writable(directory, error) from None
         yield
+        if any((directory / name).exists() for name in KEPT):
+            (directory / _SETTLED).touch()
 
 
 def steps(directory: Path) -> list[int]:
@@ -178,7 +182,7 @@ def _make_room(directory: Path, experiment: str, config: Any, overwrite: bool) -
         return
     way_out = "another --workdir to keep both" if others else "another --workdir to keep both, or --overwrite to start anew"
     refuse_another(directory, found, experiment, config, way_out)
-    if not steps(directory):
+    if not steps(directory) and not (directory / _SETTLED).exists():
         _remove(directory, config, [entry.name for entry in directory.iterdir() if _matches(entry.name, (*KEPT, *_UNFINISHED))])
 
 

@@ -1,6 +1,7 @@
 """Working directories as people have them: what no run has written is neither changed nor deleted, what a run has left is resumed or refused in a line whose advice works."""
 
 import ast
+import contextlib
 import json
 import os
 import shutil
@@ -215,12 +216,18 @@ def test_a_run_that_computed_something_does_not(tmp_path, work):
     begin(tmp_path, Config(seed=1), ANEW)
 
 
-def test_what_was_made_of_the_data_is_made_anew_until_there_is_a_checkpoint(tmp_path):
-    begin(tmp_path)
-    for step in (0, 1):
+@pytest.mark.parametrize("end", ["killed", "failed", "well", "with a checkpoint"])
+def test_what_a_process_made_of_the_data_is_made_anew_if_it_failed_before_there_was_a_checkpoint(tmp_path, end):
+    begin(tmp_path, step=end == "with a checkpoint")
+    if end == "killed":
         write(tmp_path, dict.fromkeys(KEPT, b"half of"))
-        begin(tmp_path, step=1)
-        assert [(tmp_path / name).exists() for name in KEPT] == [bool(step)] * len(KEPT)
+    else:
+        with contextlib.suppress(RuntimeError), Run.open(tmp_path, "toy", Config()):
+            write(tmp_path, dict.fromkeys(KEPT, b"whole"))
+            if end != "well":
+                raise RuntimeError("the data are not there")
+    begin(tmp_path)
+    assert [(tmp_path / name).exists() for name in KEPT] == [end in ("well", "with a checkpoint")] * len(KEPT)
 
 
 class Killed(BaseException):
