@@ -14,7 +14,7 @@ import time
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Lt, MinLen
 from tqdm import tqdm
 
 from jaxdl import figures, launch
@@ -76,7 +76,7 @@ class Config:
     """Seconds after which the command shall have ended: it begins no shape that might take longer, and the same command goes on with it. 0: none."""
     tune: bool = dataclasses.field(default=False, metadata=NOT_IDENTITY)
     """Measure on a Hopper GPU which tiles its kernel should have, instead, and leave the table in DIR/tiles.json."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 0
     """Of the numbers that are attended to."""
 
     def __post_init__(self) -> None:
@@ -172,6 +172,8 @@ def _begin(config: Config, run: Run) -> dict[str, Any]:
                 f"{run.directory} is of {result['device']}, and this is {device()}: give another --workdir, or --overwrite"
             )
         return result
+    if (run.directory / "result.json").exists():
+        raise UserError(f"{run.directory / 'result.json'} is damaged: restore it from a copy, or remove it to measure anew")
     peak = peak_flops(jax.devices()[0].device_kind) if config.dtype != "float32" else None
     return {
         **json.loads((run.directory / "config.json").read_text(encoding="utf-8")),

@@ -179,7 +179,7 @@ def learn(
         return state, (cross_entropy(logits, labels), cross_entropy(test_logits, test_labels), right)
 
     each = max(config.study_steps // STUDY_POINTS, 1)
-    seeds = [config.seed + number for number in range(STUDY_SEEDS)]
+    seeds = [(config.seed + number) % 2**32 for number in range(STUDY_SEEDS)]
     begins = [init_state(lambda key: module.init(key, images[:1]), [update], seed=seed) for seed in seeds]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *begins)
     keys = jnp.stack([jax.random.split(jax.random.key(seed + 1), config.study_steps) for seed in seeds])

@@ -14,7 +14,6 @@ The names are countries, languages and currencies in 18 languages (`builtin:name
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,6 +33,7 @@ from jaxdl.tasks.names import Classify, Generate, Tag
 from jaxdl.tasks.sequences import Copy, Network, SequenceTask, read
 from jaxdl.training import Aux, Batch, Report, Run, TrainState, configured, setup_training, train
 from jaxdl.training.logging import read_metrics
+from jaxdl.training.run import read_result
 
 PACE = {"rnn_tanh": 0.25, "gru": 1.0, "lstm": 1.0}
 """What to multiply the learning rate by when cells are compared: at the one that suits gates, a vanilla network gets 0.39 of the default names right, at a quarter of it 0.68."""
@@ -190,10 +190,8 @@ def compare(task: SequenceTask, run: Run, measured: dict[str, float], simple: di
     curves = {name: logged(run.directory, task.score) | {run.config.steps: measured[task.score]}}
     for other, config in others.items():
         directory = run.directory / "beside" / other
-        finished = directory / "result.json"
-        if finished.exists():
-            result = json.loads(finished.read_text(encoding="utf-8"))
-        else:
+        result = read_result(directory)
+        if result is None or not measured.keys() <= result.get("metrics", {}).keys():
             run.say(f"\nbeside it, {other.replace('_', ' ')}, in {directory}:")
             alone = dataclasses.replace(config, compare=False, ask=())
             result = launch.run(EXPERIMENT, alone, directory, run.execution, preset=run.preset)

@@ -17,10 +17,11 @@ from annotated_types import Ge, Lt
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxdl import figures, launch, pretrained
-from jaxdl.data import PARALLEL_TEXT, Translation, report_left_out
+from jaxdl.data import PARALLEL_TEXT, Translation
 from jaxdl.data.packing import Packed, buckets
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
+from jaxdl.files import replace_text
 from jaxdl.generate import Beam
 from jaxdl.losses import cross_entropy
 from jaxdl.metrics import bleu
@@ -134,8 +135,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     """Trains (or goes on training), measures, translates, draws, and returns what is in `result.json`."""
     languages = dict(data_dir=config.data_dir, source=config.source, target=config.target)
     opened = PARALLEL_TEXT.open(config.data, config.eval_data, **languages)
-    for line in report_left_out(*opened):
-        run.say(line)
+    run.reads(*opened)
     pairs, held_out = map(list, opened)
     compared = {"": held_out}
     if config.test:
@@ -289,7 +289,7 @@ def compare(translator: Translator, variables: PyTree, pairs: Sequence[Translati
     lines = [f"source     {p.source}\nhuman      {p.target}\ntranslated {ours}\n" for p, ours in zip(pairs, translations)]
     if is_first():
         text = "\n".join([f"BLEU {score:.2f} ({signature})\n", *lines])
-        (run.directory / f"{name}translations.txt").write_text(text, encoding="utf-8")
+        replace_text(run.directory / f"{name}translations.txt", text)
     chosen = np.linspace(0, len(lines) - 1, min(PRINTED, len(lines))).round().astype(int)
     run.say("\n" + "\n".join(lines[index] for index in chosen) + f"\n{name}bleu {score:.2f} ({signature})")
     return report

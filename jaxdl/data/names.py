@@ -124,7 +124,10 @@ class Alphabet:
     def load(cls, path: Path) -> "Alphabet":
         """Raises `UserError` for what `save` has not written."""
         try:
-            return cls(json.loads(path.read_text(encoding="utf-8"))["characters"])
+            characters = json.loads(path.read_text(encoding="utf-8"))["characters"]
+            if not isinstance(characters, str):
+                raise TypeError(characters)
+            return cls(characters)
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{path} is no alphabet: restore it, or begin a new run") from None
 

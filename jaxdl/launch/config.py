@@ -47,7 +47,7 @@ class Training:
     """Keep an average of the parameters, `ema ← decay · ema + (1 − decay) · parameters`, and measure that. 0: none is kept."""
     precision: Literal["f32", "bf16"] = "f32"
     """What activations are computed in. Parameters and reductions are in f32 in any case."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 0
     """All randomness comes from it: the same seed gives the same bits on the same machine."""
     evaluate_every: Annotated[int, Ge(1)] = 200
     """Steps between two evaluations."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxdl.data import ANNOTATED_IMAGES, AnnotatedImage, Cached, Source, report_left_out
+from jaxdl.data import ANNOTATED_IMAGES, AnnotatedImage, Cached, Source
 from jaxdl.errors import UserError
 from jaxdl.training import Run
 
@@ -22,7 +22,6 @@ def open_annotated(
         if not len(source) or not fits(source.annotations(0)):
             raise UserError(f"{source.info.spec}: its images {reason}: choose other data")
         opened.append(source)
-    for line in report_left_out(*opened):
-        run.say(line)
+    run.reads(*opened)
     train, held_out = opened
     return Cached(train), held_out

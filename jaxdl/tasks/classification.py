@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from jaxdl import figures
-from jaxdl.data import LABELLED_IMAGES, Cached, LabelledImage, Source, evenly_spaced, report_left_out
+from jaxdl.data import LABELLED_IMAGES, Cached, LabelledImage, Source, evenly_spaced
 from jaxdl.data.image import ImageProcessor, decode
 from jaxdl.errors import UserError
 from jaxdl.metrics import accuracy, classify
@@ -27,8 +27,7 @@ def open_images(run: Run, **options: Any) -> tuple[Source[LabelledImage], Source
     train, held_out = LABELLED_IMAGES.open(config.data, config.eval_data, data_dir=config.data_dir, **options)
     if len(train.info.classes) < 2:
         raise UserError(f"{train.info.spec} has one class only, {train.info.classes[0]}: give two or more to tell apart")
-    for line in report_left_out(train, held_out):
-        run.say(line)
+    run.reads(train, held_out)
     return Cached(train), held_out
 
 

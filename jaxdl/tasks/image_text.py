@@ -14,7 +14,7 @@ from annotated_types import Ge
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxdl import pretrained
-from jaxdl.data import CAPTIONED_IMAGES, Cached, CaptionedImage, Source, report_left_out
+from jaxdl.data import CAPTIONED_IMAGES, Cached, CaptionedImage, Source
 from jaxdl.data.augment import Example, random_flip, random_resized_crop
 from jaxdl.data.image import ImageProcessor
 from jaxdl.data.images import template_captions
@@ -115,8 +115,7 @@ def open_pairs(run: Run) -> tuple[Source[CaptionedImage], Source[CaptionedImage]
     config = run.config
     options = dict(data_dir=config.data_dir, resolution=config.resolution)
     train, held_out = CAPTIONED_IMAGES.open(config.data, config.eval_data, **options)
-    for line in report_left_out(train, held_out):
-        run.say(line)
+    run.reads(train, held_out)
     return Cached(train), held_out
 
 

@@ -14,17 +14,18 @@ from annotated_types import Ge, Gt, Le
 from jaxtyping import Array, Float, Int, Int32, Integer, Key, PyTree
 
 from jaxdl import figures, pretrained
-from jaxdl.data import DOCUMENTS, Source, report_left_out
+from jaxdl.data import DOCUMENTS, Source
 from jaxdl.data.documents import sample_documents
 from jaxdl.data.text import Tokenizer
 from jaxdl.data.windows import Windows, tokens_of, write_tokens
 from jaxdl.errors import UserError
-from jaxdl.files import written_whole
+from jaxdl.files import replace_text, written_whole
 from jaxdl.generate import Sampling
 from jaxdl.losses import cross_entropy
 from jaxdl.nn import attention_weights
-from jaxdl.tasks.kept import kept_tokenizer
+from jaxdl.tasks.kept import kept_tokenizer, kept_tokens
 from jaxdl.training import NOT_IDENTITY, Report, Run, is_first, to_host
+from jaxdl.training.workdir import steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,20 +81,20 @@ def open_texts(run: Run, tokenizer: str) -> Texts:
     """
     config = run.config
     documents, unseen = DOCUMENTS.open(config.data, config.eval_data, data_dir=config.data_dir)
-    for line in report_left_out(documents, unseen):
-        run.say(line)
+    run.reads(documents, unseen)
     held_out = sample_documents(unseen, config.eval_characters)
     kept = run.directory / "tokens.npy"
 
     def read(file: Path, chosen: Tokenizer) -> tuple[Windows, Windows]:
-        train = _windows(np.load(file, mmap_mode="r"), config.length, f"the text of {documents.info.spec} to train on")
+        train = _windows(kept_tokens(file, chosen.vocab_size), config.length, f"the text of {documents.info.spec} to train on")
         tokens = np.concatenate(list(tokens_of(held_out, chosen)))
         return train, _windows(tokens, config.length, f"the held-out text of {unseen.info.spec}")
 
     with run.first_process_first():
         if not kept.exists():  # What is too short is not kept: the next command may come with more.
             with written_whole(run.directory, last=kept.name) as folder:
-                made = run.directory if (run.directory / "tokenizer_config.json").exists() else folder
+                known = steps(run.directory) or (run.directory / "tokenizer_config.json").exists()
+                made = run.directory if known else folder
                 chosen = _tokenizer(tokenizer, documents, config.vocab_size, made)
                 write_tokens(folder / kept.name, tokens_of(documents, chosen), chosen.vocab_size)
                 read(folder / kept.name, chosen)
@@ -181,7 +182,7 @@ class LanguageModelling:
         written = self.continue_text(variables, self.prompt.tolist(), jax.random.key(config.seed), **options)
         print("\n--- the end" if tokenizer.end in written else "", flush=True)
         sample = f"{given}\n--- written:\n{tokenizer.decode(written)}\n"
-        (run.directory / "sample.txt").write_text(sample, encoding="utf-8")
+        replace_text(run.directory / "sample.txt", sample)
 
 
 def _printer(tokenizer: Tokenizer) -> Callable[[int], None]:

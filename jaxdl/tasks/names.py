@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxdl.data import LabelledText, Source, report_left_out
 from jaxdl.data.names import Alphabet, normalise
 from jaxdl.errors import UserError
 from jaxdl.metrics import NGrams, accuracy, naive_bayes
+from jaxdl.tasks.kept import kept
 from jaxdl.tasks.sequences import Network, SequenceTask
 from jaxdl.training import Report
 
@@ -32,7 +33,9 @@ class NamesTask(SequenceTask):
         self.classes = source.info.classes
         self.names, self.labels = _columns(source)
         self.held_out, self.held_out_labels = _columns(held_out)
-        self.alphabet = _kept_alphabet(directory / "alphabet.json", (self.spelled(name)[:length] for name in self.names))
+        file, read = "alphabet.json", lambda: (self.spelled(name)[:length] for name in self.names)
+        save = lambda folder: Alphabet.of(read()).save(folder / file)
+        self.alphabet = kept(directory, file, save, lambda: Alphabet.load(directory / file))
         self.num_symbols = len(self.alphabet)
         longer = np.mean([len(name) > length for name in self.names])
         told = "".join(f"\n{line}" for line in report_left_out(source, held_out))
@@ -51,15 +54,6 @@ class NamesTask(SequenceTask):
 def _columns(source: Source[LabelledText]) -> tuple[list[str], Int32[np.ndarray, "N"]]:
     examples = list(source)
     return [example.text for example in examples], np.array([example.label for example in examples], np.int32)
-
-
-def _kept_alphabet(path: Path, names: Iterable[str]) -> Alphabet:
-    """The one in the file, or that of the names. An interrupted process leaves no file."""
-    if not path.exists():
-        unfinished = path.with_suffix(".unfinished")
-        Alphabet.of(names).save(unfinished)
-        unfinished.replace(path)
-    return Alphabet.load(path)
 
 
 class Classify(NamesTask):

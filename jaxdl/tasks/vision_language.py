@@ -15,6 +15,7 @@ from jaxdl import figures
 from jaxdl.data import AnnotatedImage, Source, evenly_spaced
 from jaxdl.data.image import ImageProcessor
 from jaxdl.data.location_tokens import boxes_to_words, words_to_boxes
+from jaxdl.files import replace_text
 from jaxdl.metrics import bleu, matched_iou
 from jaxdl.tasks.annotated import open_annotated
 from jaxdl.tasks.memory import Latest
@@ -115,7 +116,7 @@ class EvalSet:
     def write(self, said: Sequence[str], path: Path) -> None:
         """What was asked, what is right, and what was said."""
         lines = [f"{each.prompt}\n  right  {' | '.join(each.answers)}\n  said   {s}\n" for s, each in zip(said, self.questions)]
-        path.write_text("\n".join(lines), encoding="utf-8")
+        replace_text(path, "\n".join(lines))
 
     def figures(self, said: Sequence[str]) -> Report:
         """Some images with what was said about them, and some with the boxes that were found."""

@@ -1,10 +1,11 @@
 """State, step, loop, checkpoints, logs: training that knows no model."""
 
+from jaxdl.training.identity import NOT_IDENTITY
 from jaxdl.training.inspection import LayerStats, inspect_step
 from jaxdl.training.loop import Evaluate, Interrupted, fit
 from jaxdl.training.parallel import Layout, data_mesh, distribute
 from jaxdl.training.processes import is_first, to_host
-from jaxdl.training.run import NOT_IDENTITY, Execution, Report, Run
+from jaxdl.training.run import Execution, Report, Run
 from jaxdl.training.saved import Model, SavedRun, load_model, load_run, published_folder
 from jaxdl.training.seeds import over_seeds
 from jaxdl.training.setup import OPTIMIZERS, configured, decay_mask, init_state, setup_training

@@ -1,5 +1,6 @@
 """The one place that knows Orbax: a run's checkpoints, written off the critical path and restored exactly."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree, UInt32
 
 from jaxdl.errors import RunError, UserError
+from jaxdl.training.identity import differences, plain, read_json
 from jaxdl.training.processes import any_process, barrier, is_first
 from jaxdl.training.state import TrainState
 
@@ -21,9 +23,8 @@ class Checkpoints:
     Each holds the train state but for its constants, the position in the data, the seconds spent so far, and the run's config. A checkpoint appears under its name only when it is whole, so that a process killed while writing leaves the ones before untouched. Of several processes each writes and reads its own parts of the state, in one directory that all of them see; another number of processes or devices, or another layout, can go on from it.
     """
 
-    def __init__(self, directory: Path, config: dict[str, Any], keep: int = 2):
-        self.directory = directory
-        self.config = config
+    def __init__(self, directory: Path, experiment: str, config: Any, keep: int = 2):
+        self.directory, self.experiment, self.config = directory, experiment, config
         import orbax.checkpoint as ocp  # Here and below, so that help does not wait for it.
 
         self._args = ocp.args
@@ -37,19 +38,20 @@ class Checkpoints:
             return
         state, constants = state.replace(constants=None), int(_checksum(state.constants))
         progress = {"data": data, "seconds": seconds, "checksum": int(_checksum(state)), "constants": constants}
+        progress["experiment"] = self.experiment
         self._manager.save(
             step,
             args=self._args.Composite(
                 state=self._args.StandardSave(state),
                 progress=self._args.JsonSave(progress),
-                config=self._args.JsonSave(self.config),
+                config=self._args.JsonSave(plain(self.config)),
             ),
         )
 
     def restore(self, like: TrainState, report: Callable[[str], None]) -> tuple[TrainState, dict[str, Any], float] | None:
         """The newest checkpoint that can be read: its state placed as `like` is and with its constants, the position in the data, the seconds.
 
-        One that cannot be read is reported and removed, and the one before is tried. None if there never was one; `RunError` if there were, and none is readable, and `UserError` if training had begun with other constants.
+        One that cannot be read is reported and removed, and the one before is tried. None if there never was one. Raises `RunError` if there were, and none is readable, and `UserError` for a checkpoint of another run, for one that may not be read, and if training had begun with arrays of other shapes or types, or with other constants.
         """
         from orbax.checkpoint.utils import to_shape_dtype_struct
 
@@ -57,6 +59,7 @@ class Checkpoints:
         args = self._args.Composite(state=self._args.StandardRestore(abstract), progress=self._args.JsonRestore())
         broken: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
+            self._refuse_another_run(step)
             reason = ""
             try:
                 restored = self._manager.restore(step, args=args)
@@ -82,11 +85,53 @@ class Checkpoints:
                 )
             return restored.state.replace(constants=like.constants), restored.progress["data"], restored.progress["seconds"]
         if broken:
+            self._refuse_other_arrays(max(broken), abstract)
             raise RunError(
                 f"none of the checkpoints in {self.directory} can be read ({next(iter(broken.values()))}): "
                 "restore them from a copy, or start anew with --overwrite"
             )
         return None
+
+    def _refuse_another_run(self, step: int) -> None:
+        """Raises `UserError` if the checkpoint's config is another than the run's, or if the user may not read its files."""
+        folder = self.directory / str(step)
+        if closed := next((path for path in folder.rglob("*") if not os.access(path, os.R_OK)), None):
+            raise UserError(f"{closed} may not be read: change its permissions (chmod u+r), or move {folder} away")
+        try:
+            config = read_json(folder / "config" / "metadata")
+            experiment = read_json(folder / "progress" / "metadata").get("experiment", self.experiment)
+            changed = differences(config, self.config)
+        except (ValueError, AttributeError, TypeError):
+            return  # It is damaged, which the restoring finds.
+        if experiment != self.experiment:
+            changed = [f"experiment: {experiment} → {self.experiment}"]
+        if changed:
+            raise UserError(
+                f"the checkpoint {folder} is of another run than {self.directory.parent / 'config.json'} ({'; '.join(changed)}): "
+                "move it away, or start anew with --overwrite"
+            )
+
+    def _refuse_other_arrays(self, step: int, abstract: TrainState) -> None:
+        """Raises `UserError` if a checkpoint that could not be restored has arrays of other shapes or types than the model has now, as after a class was added to the data."""
+        import orbax.checkpoint as ocp
+
+        try:
+            there = _describe(ocp.PyTreeCheckpointHandler().metadata(self.directory.absolute() / str(step) / "state").tree)
+        except Exception:  # It is damaged. Orbax and TensorStore each have their own.
+            return
+        here = _describe(abstract)
+        changed = [
+            f"{path}: {there.get(path, 'absent')} → {here.get(path, 'absent')}"
+            for path in dict.fromkeys([*here, *there])
+            if there.get(path) != here.get(path)
+        ]
+        changed.sort(key=lambda line: not line.startswith("params/"))  # The optimizer's state repeats them.
+        if changed:
+            more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise UserError(
+                f"the checkpoint of step {step} in {self.directory} has other arrays than the model now ({'; '.join(changed[:3])}{more}): "
+                "bring back what the run began with (the data and their classes, jax_enable_x64, the version of this code), or start anew with --overwrite"
+            )
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint."""
@@ -126,6 +171,16 @@ def read_variables(directory: Path) -> dict[str, PyTree]:
         raise UserError(f"the checkpoint of step {latest} in {directory} cannot be read ({type(error).__name__})") from error
     finally:
         manager.close()
+
+
+def _describe(tree: PyTree) -> dict[str, str]:
+    """Of each array the shape and type, by its path."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        found[jax.tree_util.keystr(path, simple=True, separator="/")] = f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+    return found
 
 
 @jax.jit

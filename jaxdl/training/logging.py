@@ -1,5 +1,6 @@
 """Where a run's numbers and pictures go: `metrics.jsonl`, TensorBoard, and Weights & Biases if asked for."""
 
+import contextlib
 import functools
 import json
 import secrets
@@ -105,11 +106,11 @@ class WandB:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl` or a `layers.jsonl`; a last line that was cut short is left out."""
+    """The rows of a `metrics.jsonl` or a `layers.jsonl`. What is no row, such as a line that a kill cut short or a power failure filled with zeros, is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and type(row.get("step")) is int:
+                rows.append(row)
     return rows

@@ -231,7 +231,7 @@ class _Pending:
         kept = "there is no checkpoint before it" if stands is None else f"the checkpoint of step {stands:,} stands"
         raise RunError(
             f"at step {number:,} {', '.join(wrong) or 'a gradient'} is not finite{gradients}; {kept}: "
-            "try a lower --learning-rate, a longer --warmup or clipping"
+            "try a lower --learning-rate, a longer --warmup or clipping, in another --workdir or with --overwrite"
         )
 
 

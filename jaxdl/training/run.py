@@ -2,12 +2,10 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import platform
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,21 +19,20 @@ from annotated_types import Ge, Gt
 from tqdm import tqdm
 
 from jaxdl import figures
-from jaxdl.data import Source, stack, train_batches
+from jaxdl.data import Source, report_left_out, stack, train_batches
 from jaxdl.data.pipeline import Collate, Transform
 from jaxdl.errors import UserError
 from jaxdl.files import replace_text
 from jaxdl.training.checkpoint import Checkpoints
+from jaxdl.training.environment import Environment
+from jaxdl.training.identity import plain, read_json
 from jaxdl.training.logging import JsonLines, TensorBoard, WandB, Writer, read_metrics
 from jaxdl.training.parallel import Layout, Rules
 from jaxdl.training.processes import any_process, first_process_first, is_first
 from jaxdl.training.seeds import mean_and_spread
 from jaxdl.training.state import TrainState, parameters_sha256
 from jaxdl.training.step import Batch, Mean
-
-NOT_IDENTITY = {"identity": False}
-"""Metadata of a config's field that is not part of a run's identity, such as a question to the finished model: `config.json` is without it, and a resumed run may change it."""
-
+from jaxdl.training.workdir import claimed
 
 Report = dict[str, Any]
 """What an evaluation has found, by name: numbers, one for each seed where there are several, `Mean`s, and pictures; None counts as nothing."""
@@ -83,10 +80,11 @@ class Run:
     ):
         self.directory, self.experiment, self.config, self.execution = directory, experiment, config, execution
         self.preset, self.layout = preset, Layout(execution.parallel, rules=rules)
-        self.checkpoints = Checkpoints(directory / "checkpoints", _plain(config), execution.keep_checkpoints)
+        self.checkpoints = Checkpoints(directory / "checkpoints", experiment, config, execution.keep_checkpoints)
         self.figures = figures
         self.started = time.perf_counter()
         self.seconds_before = 0.0
+        self._environment = Environment(directory / "environment.json")
         self._writers: list[Writer] = []
         self._layer_stats: JsonLines | None = None
 
@@ -104,16 +102,17 @@ class Run:
     ) -> Iterator["Run"]:
         """Begins the run, or goes on with the one that is there. `preset` is only recorded; `rules` are those of its layout.
 
-        Raises `UserError` if the directory holds a run with another config (the difference is shown) or other people's files, if it cannot be written, or if another process is at work in it.
+        Raises `UserError` if the directory holds a run with another config (the difference is shown) or other people's files, if it cannot be written, or if another process is at work in it (`jaxdl.training.workdir`).
         """
         directory = Path(directory)
+        if ".." in directory.parts:
+            directory = directory.resolve()
         with contextlib.ExitStack() as stack:
             problem = None
             if is_first():
                 try:
-                    stack.enter_context(_claimed(directory, experiment, preset, config, execution.overwrite))
+                    stack.enter_context(claimed(directory, experiment, preset, config, execution.overwrite))
                     figures = directory / "figures"
-                    figures.mkdir(exist_ok=True)
                 except UserError as error:
                     problem = error
             else:
@@ -138,8 +137,15 @@ class Run:
         self, source: Source, transform: Transform, collate: Collate = stack, batch_size: int | None = None
     ) -> Iterator[Batch]:
         """Endless batches for this process, from the config's seed, with as many rows as the config says unless it is said here (`jaxdl.data.train_batches`)."""
+        self._environment.reads(source)
         rows = self.config.batch_size if batch_size is None else batch_size
         return train_batches(source, transform, batch_size=rows, seed=self.config.seed, collate=collate, **self.shard)
+
+    def reads(self, *sources: Source) -> None:
+        """Says what of the data is left out, and keeps in mind which data they are: a run that goes on with others says so."""
+        self._environment.reads(*sources)
+        for line in report_left_out(*sources):
+            self.say(line)
 
     def first_process_first(self) -> AbstractContextManager[None]:
         """A block that writes files which other processes of the run then find, as does a later run that resumes."""
@@ -156,16 +162,20 @@ class Run:
             tqdm.write(text)
 
     def start_logging(self, step: int) -> None:
-        """Opens the log of a run that begins at `step`, and that of its layers where there is one or will be."""
+        """Opens the log of a run that begins at `step`, and that of its layers where there is one or will be. A run that goes on says what it depends on besides its config and has changed since it began."""
         if not is_first():
             return
+        if not step:
+            self._environment.record()
+        elif changes := self._environment.changes():
+            self.say(changes)
         layers = self.directory / "layers.jsonl"
         if self.execution.inspect_every or layers.exists():
             self._layer_stats = JsonLines(layers, step)
         self._writers = [JsonLines(self.directory / "metrics.jsonl", step), TensorBoard(self.directory / "tensorboard", step)]
         if self.execution.wandb:
             name = f"{self.experiment}-{self.directory.name}"
-            self._writers.append(WandB(self.directory, name, _plain(self.config)))
+            self._writers.append(WandB(self.directory, name, plain(self.config)))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         for writer in self._writers:
@@ -220,9 +230,8 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What is in `result.json`, if the run has come to its end before."""
-        path = self.directory / "result.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        """What is in `result.json`, if the run has come to its end before and the file is whole."""
+        return read_result(self.directory)
 
     def _say_result(self, result: dict[str, Any]) -> None:
         width = max(map(len, result["metrics"]), default=0)
@@ -233,57 +242,10 @@ class Run:
         self.say(f"everything is in {self.directory}; pictures in {self.figures}: {pictures}")
 
 
-@contextlib.contextmanager
-def _claimed(directory: Path, experiment: str, preset: str, config: Any, overwrite: bool) -> Iterator[None]:
-    """Holds the directory for this run, with its `config.json` in it."""
+def read_result(directory: Path) -> dict[str, Any] | None:
+    """What is in the `result.json` of a run, or None if there is none that is whole: the same command writes it again."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"cannot write to the working directory {directory}: {error.strerror}; give another --workdir") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is training in {directory}: wait for it, or give another --workdir") from None
-        _write_config(directory, experiment, preset, config, overwrite)
-        yield
-
-
-def _write_config(directory: Path, experiment: str, preset: str, config: Any, overwrite: bool) -> None:
-    """Makes sure that the directory is this run's, and writes its `config.json`."""
-    path = directory / "config.json"
-    wanted = {"experiment": experiment, "preset": preset, "config": _plain(config)}
-    others = [entry for entry in directory.iterdir() if entry.name != ".lock"]
-    if not path.exists() and others:
-        raise UserError(f"{directory} holds {others[0].name} and is no run: give another --workdir")
-    if path.exists() and overwrite:
-        for entry in others:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            differences = _differences(found, wanted)
-        except (json.JSONDecodeError, AttributeError, KeyError):
-            raise UserError(f"{path} cannot be read: restore it, or start anew with --overwrite") from None
-        if differences:
-            raise UserError(
-                f"{directory} holds a run with another config ({'; '.join(differences)}): "
-                "give the same flags to resume it, another --workdir to keep both, or --overwrite to start anew"
-            )
-    replace_text(path, json.dumps(wanted, indent=2) + "\n")
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """A config as JSON reads it back, tuples as lists, without the fields that are `NOT_IDENTITY`."""
-    aside = {field.name for field in dataclasses.fields(config) if not field.metadata.get("identity", True)}
-    return json.loads(json.dumps({name: value for name, value in dataclasses.asdict(config).items() if name not in aside}))
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """What would change, as `name: there → here`."""
-    if found["experiment"] != wanted["experiment"]:
-        return [f"experiment: {found['experiment']} → {wanted['experiment']}"]
-    there, here = found["config"], wanted["config"]
-    names = [*there, *(name for name in here if name not in there)]
-    return [f"{name}: {there.get(name)} → {here.get(name)}" for name in names if there.get(name) != here.get(name)]
+        result = read_json(directory / "result.json")
+    except ValueError:
+        return None
+    return result if isinstance(result, dict) and result else None

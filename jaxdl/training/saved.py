@@ -4,7 +4,6 @@ A run keeps what describes its model in `DIR/model`, in the published layout but
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,12 @@ from jaxdl import pretrained
 from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError
 from jaxdl.nn import stack_blocks, unstack_blocks
+from jaxdl.pretrained.files import WEIGHT_FILES
 from jaxdl.training.checkpoint import read_variables
+from jaxdl.training.identity import as_identity, config_from_json, read_json
 from jaxdl.training.processes import is_first, to_host
 from jaxdl.training.run import Run
+from jaxdl.training.workdir import FOLDERS, RUN_FOLDERS
 
 MODEL = "model"
 """The folder of a run that describes its model."""
@@ -42,32 +44,18 @@ def load_run(directory: str | Path, config_class: type | None = None) -> SavedRu
     """
     path = Path(directory).expanduser() / "config.json"
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        experiment, config = saved["experiment"], saved["config"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{directory} is no run: give the --workdir of an experiment, with its config.json") from None
+        saved = as_identity(read_json(path)) if path.exists() else None
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is damaged ({reason}): restore it from a copy, or give another run") from None
+    if saved is None:
+        raise UserError(f"{directory} is no run: give the --workdir of an experiment, with its config.json")
+    experiment, config = saved["experiment"], saved["config"]
     if config_class is not None:
         config = config_from_json(config, config_class, path)
     stored = read_variables(path.parent / "checkpoints")
     params = stored["params"] if stored["ema"] is None else {**stored["params"], **stored["ema"]}
     return SavedRun(experiment, config, {"params": params, **stored["variables"]})
-
-
-def config_from_json(values: dict[str, Any], config_class: type, path: Path) -> Any:
-    """The config that was written to a `config.json`: lists become tuples where its fields are tuples. Raises `UserError` for what does not fit the class."""
-    import pydantic  # Here, so that help does not wait for it.
-
-    known = {field.name for field in dataclasses.fields(config_class)}
-    if unknown_fields := sorted(values.keys() - known):
-        raise UserError(
-            f"{path} has {', '.join(unknown_fields)}, which {config_class.__module__} does not know: give a run of that experiment"
-        )
-    try:
-        return pydantic.TypeAdapter(config_class).validate_python(values)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}, {where}: {first['msg']}; give a run of {config_class.__module__}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +68,7 @@ class Model:
     process: ImageProcessor | None = None
 
     def keep(self, run: Run, params: PyTree) -> None:
-        """Describes the model in the run's folder, if the published layout can. Raises `UserError` if it cannot and the run is to be exported."""
+        """Describes the model in the run's folder, if the published layout can. Raises `UserError` if it cannot and the run is to be exported, or if the export would take the place of something else."""
         if not is_first():
             return
         try:
@@ -89,6 +77,8 @@ class Model:
         except UserError as error:
             if run.execution.export:
                 raise UserError(f"the model cannot be exported: {error}") from None
+        if run.execution.export:
+            _refuse_other_files(Path(run.execution.export).expanduser(), run.directory)
 
     def export(self, run: Run, params: PyTree) -> None:
         """Writes the model with these weights to the folder that the run's export names."""
@@ -97,6 +87,23 @@ class Model:
             directory = Path(run.execution.export).expanduser()
             pretrained.save(self.module, params, directory, tokenizer=self.tokenizer, process=self.process)
             run.say(f"the model is exported to {directory}")
+
+
+def _refuse_other_files(folder: Path, directory: Path) -> None:
+    """Raises `UserError` if an export of the run in `directory` cannot go to the folder: it is none, it belongs to what the run keeps, or there are files of another model that would be replaced. An earlier export of the same model may be."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--export {folder} is a file: give a folder")
+    kept, target = directory.resolve(), folder.resolve()
+    if target == kept or any(target.is_relative_to(kept / name) for name in (*FOLDERS, *RUN_FOLDERS)):
+        raise UserError(f"--export {folder} belongs to what the run keeps in {directory}: give a folder elsewhere")
+    described = directory / MODEL
+    replaced = (*(file.name for file in described.iterdir()), *WEIGHT_FILES)
+    there = sorted({path.name for pattern in replaced for path in folder.glob(pattern)})
+    config = folder / "config.json"
+    if there and not (config.is_file() and config.read_bytes() == (described / "config.json").read_bytes()):
+        raise UserError(
+            f"--export {folder} holds files of another model ({', '.join(there[:3])}), which would be replaced: give a new folder"
+        )
 
 
 def published_folder(name: str) -> str:

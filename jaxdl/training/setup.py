@@ -10,6 +10,7 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Key, PyTree
 
+from jaxdl.errors import UserError
 from jaxdl.training.parallel import Layout
 from jaxdl.training.state import TrainState, merge
 from jaxdl.training.step import Objective, Update, UpdateStep, make_step
@@ -78,7 +79,7 @@ def init_state(
 ) -> TrainState:
     """The state at step 0, made by one compiled program.
 
-    `params`, where given, stand in for the initialised ones (fine-tuning); of a tree of dicts they may be a part, and the rest is initialised. `carry` makes the first one from a key of its own. With `seeds`, every leaf but `step` and `constants` is stacked over the states of the seeds from `seed` on, as `over_seeds` takes them. `shardings` (a layout's `state_shardings`) says where each leaf of the abstract state will lie: it is made there, and no device ever holds one whole that is to be cut.
+    `params`, where given, stand in for the initialised ones (fine-tuning); of a tree of dicts they may be a part, and the rest is initialised. `carry` makes the first one from a key of its own. With `seeds`, every leaf but `step` and `constants` is stacked over the states of the seeds from `seed` on, as `over_seeds` takes them. `shardings` (a layout's `state_shardings`) says where each leaf of the abstract state will lie: it is made there, and no device ever holds one whole that is to be cut. Raises `UserError` for a seed that is negative or has more than 32 bits, of which jax would take the last ones.
     """
 
     def make_one(given: PyTree | None, seed: Array) -> TrainState:
@@ -95,9 +96,12 @@ def init_state(
     def make(given: PyTree | None) -> TrainState:
         if seeds is None:
             return make_one(given, jnp.asarray(np.int64(seed)))  # As `jax.random.key` takes large ones.
-        stacked = jax.vmap(lambda seed: make_one(given, seed))(seed + jnp.arange(seeds))
+        each = (np.arange(seeds, dtype=np.uint64) + seed).astype(np.uint32)
+        stacked = jax.vmap(lambda seed: make_one(given, seed))(each)
         return stacked.replace(step=jnp.zeros((), jnp.int32))
 
+    if not 0 <= seed < 2**32:
+        raise UserError(f"the seed {seed} has no 32 bits: give one from 0 to {2**32 - 1}")
     if shardings is None:
         return jax.jit(make)(params).replace(constants=jax.tree.map(jnp.asarray, constants))
     abstract = jax.eval_shape(make, params)
