@@ -12,7 +12,7 @@ from typing import get_args
 import experiments
 from jaxdl.errors import unknown
 from jaxdl.launch import Experiment
-from jaxdl.launch.exits import exit_statuses
+from jaxdl.launch.exits import exit_statuses, own_process
 from jaxdl.launch.experiment import Field
 
 WIDTH = 110
@@ -21,6 +21,8 @@ WIDTH = 110
 
 def main(arguments: Sequence[str] | None = None, package: ModuleType = experiments) -> None:
     """Prints a line for each experiment of a package, or all that is known of those that are named, or README's table. Ends with status 2 for a name that is none."""
+    if arguments is None:
+        own_process()
     parser = argparse.ArgumentParser(
         "python -m experiments", description="What there is to run: python -m experiments.NAME --workdir DIR."
     )

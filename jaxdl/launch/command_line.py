@@ -7,9 +7,10 @@ import io
 import logging
 import os
 import re
+import shutil
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
 
@@ -18,13 +19,18 @@ import jax
 from jaxdl.errors import UserError, unknown
 from jaxdl.launch.cluster import Processes, join
 from jaxdl.launch.config import Config, check
-from jaxdl.launch.exits import exit_statuses
+from jaxdl.launch.exits import exit_statuses, own_process
 from jaxdl.launch.experiment import Experiment, run
 from jaxdl.training import Execution
 
 
 def launch(experiment: Experiment, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Parses the command line, runs the experiment and exits: 0, 2 for bad input, 1 for a failure in mid-run, 130 or 143 after a signal."""
+    """Parses the command line, runs the experiment and exits: 0, 2 for bad input, 1 for a failure in mid-run, 130, 143 or 129 after a signal.
+
+    Without arguments they are the process' own, and so is all of it: streams, signals, settings of libraries.
+    """
+    if arguments is None:
+        own_process()
     with exit_statuses():
         preset, config, workdir, execution, processes = parse(experiment, sys.argv[1:] if arguments is None else arguments)
         _set_up_libraries()
@@ -134,14 +140,30 @@ def _parse_or_raise(arguments_class: type, **options: Any) -> Any:
 
     report = io.StringIO()
     try:
-        with contextlib.redirect_stderr(report):
+        with contextlib.redirect_stderr(report), _wide_enough():
             return tyro.cli(arguments_class, config=(tyro.conf.OmitArgPrefixes,), **options)
     except SystemExit as ending:
         if not ending.code:
             raise
     lines = [line.strip(" │") for line in re.sub(r"\x1b\[[0-9;]*m", "", report.getvalue()).splitlines()]
-    lines = [line for line in lines if line and not set(line) & set("╭╰") and set(line) != {"─"}]
+    lines = [line for line in lines if line and not set(line) & set("╭╰") and not set(line) <= set("─-")]
     raise UserError(" ".join(lines))
+
+
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """A terminal of a few columns counts as one of `_LEAST_COLUMNS`: tyro breaks its help into lines without end otherwise."""
+    given = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < _LEAST_COLUMNS:
+        os.environ["COLUMNS"] = str(_LEAST_COLUMNS)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        os.environ |= {} if given is None else {"COLUMNS": given}
+
+
+_LEAST_COLUMNS = 60
 
 
 def _set_up_libraries() -> None:

@@ -7,29 +7,27 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from types import FrameType
 from typing import NoReturn
 
 import jax
 
+from jaxdl import signals
 from jaxdl.errors import RunError, UserError
-from jaxdl.training import Interrupted
+from jaxdl.signals import Interrupted, end_at_once
+from jaxdl.streams import mend_streams
 
 BAD_INPUT, FAILURE = 2, 1
+
+_STANDS = "the last whole checkpoint stands"
 
 
 @contextlib.contextmanager
 def exit_statuses() -> Iterator[None]:
     """One clear line on stderr and a status for every way to end."""
-
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise Interrupted(
-            f"{signal.Signals(number).name}: stopped; what was saved stands, and the same command goes on from there", number
-        )
-
-    signal.signal(signal.SIGTERM, terminate)
     try:
-        yield
+        with signals.listening():
+            yield
+        signals.conclude(0)
     except UserError as error:
         _end(f"error: {error}", BAD_INPUT)
     except RunError as error:
@@ -37,35 +35,39 @@ def exit_statuses() -> Iterator[None]:
     except Interrupted as interrupted:
         _end(str(interrupted), 128 + interrupted.signal_number)
     except KeyboardInterrupt:
-        _end("interrupted; what was saved stands, and the same command goes on from there", 128 + signal.SIGINT)
+        _end(f"interrupted; {signals.STANDS}", 128 + signal.SIGINT)
     except Exception as error:
         if jax.process_count() > 1 and _is_of_the_backend(error):
             _end(
-                f"error: another process of this run ended or cannot be reached ({str(error).splitlines()[0][:200]}); "
-                "the last whole checkpoint stands: look at the other processes' messages, then start all of them again with the same command",
+                f"error: another process of this run ended or cannot be reached ({_reason(error)}); "
+                f"{_STANDS}: look at the other processes' messages, then start all of them again with the same command",
                 FAILURE,
             )
-        if not _disk_is_full(error):
-            raise
-        _end(
-            "error: no space is left on the disk; the last whole checkpoint stands: free some space, then give the same command",
-            FAILURE,
-        )
+        if _disk_is_full(error):
+            _end(f"error: no space is left on the disk; {_STANDS}: free some space, then give the same command", FAILURE)
+        if _memory_is_full(error):
+            _end(
+                f"error: the memory of {_device()} is full ({_reason(error)}); {_STANDS}: give a smaller --batch-size, cut the batch into parts "
+                "(--accumulate), compute activations again (--remat, where the experiment has it), or take a smaller model",
+                FAILURE,
+            )
+        raise
+
+
+def own_process() -> None:
+    """Makes this process the command's own: its streams last, and its signals are watched. To be called before anything is read or written."""
+    mend_streams()
+    signals.watch()
 
 
 def _end(line: str, status: int) -> NoReturn:
     """Ends the process. One of several does not wait for the others: they may wait for it, and learn at once that it is gone."""
+    signals.conclude(status)
     if jax.distributed.is_initialized():
         end_at_once(line, status)
-    print(" ".join(line.split()), file=sys.stderr)
+    if sys.stderr is not None:
+        print(" ".join(line.split()), file=sys.stderr)
     raise SystemExit(status)
-
-
-def end_at_once(line: str, status: int) -> NoReturn:
-    """Says a line on stderr and ends the process with a status, waiting neither for its threads nor for other processes."""
-    print(" ".join(line.split()), file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(status)
 
 
 def _is_of_the_backend(error: Exception) -> bool:
@@ -80,3 +82,20 @@ def _disk_is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _memory_is_full(error: BaseException) -> bool:
+    """Whether the memory of a device or of the host was too small. XLA says both with one status, and the disk's end too."""
+    words = str(error)
+    return isinstance(error, MemoryError) or (
+        "RESOURCE_EXHAUSTED" in words and re.search("memory|allocat", words, re.I) is not None
+    )
+
+
+def _device() -> str:
+    return "this machine" if jax.default_backend() == "cpu" else f"the device ({jax.devices()[0].device_kind})"
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

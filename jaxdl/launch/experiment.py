@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxdl import signals
 from jaxdl.launch.cpu import set_up_cpu
 from jaxdl.training import Execution, Run
 from jaxdl.training.parallel import Rules
@@ -86,4 +87,6 @@ def run(
     """Runs an experiment in `workdir`, or goes on with it, and returns what is then in its `result.json`. `preset` is only recorded. Raises what `Run.open` and the experiment raise."""
     how = dict(preset=preset, rules=experiment.rules)
     with Run.open(Path(workdir).expanduser(), experiment.name, config, execution, **how) as opened:
-        return experiment.main(config, opened)
+        result = experiment.main(config, opened)
+        signals.look()
+    return result

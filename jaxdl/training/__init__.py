@@ -1,8 +1,9 @@
 """State, step, loop, checkpoints, logs: training that knows no model."""
 
+from jaxdl.signals import Interrupted
 from jaxdl.training.identity import NOT_IDENTITY
 from jaxdl.training.inspection import LayerStats, inspect_step
-from jaxdl.training.loop import Evaluate, Interrupted, fit
+from jaxdl.training.loop import Evaluate, fit
 from jaxdl.training.parallel import Layout, data_mesh, distribute
 from jaxdl.training.processes import is_first, to_host
 from jaxdl.training.run import Execution, Report, Run

@@ -74,7 +74,7 @@ class TensorBoard:
         """Made when there is something to write: importing it takes seconds where torch is installed, which it imports too."""
         from tensorboardX import SummaryWriter
 
-        return SummaryWriter(str(self._directory), purge_step=self._step + 1)
+        return SummaryWriter(str(self._directory), purge_step=self._step + 1, flush_secs=2)
 
 
 class WandB:

@@ -4,10 +4,8 @@ import contextlib
 import math
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -15,11 +13,14 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 from tqdm import tqdm
 
+from jaxdl import signals
 from jaxdl.errors import RunError, UserError
+from jaxdl.signals import Interrupted
 from jaxdl.training.cost import Cost, compile_step
 from jaxdl.training.inspection import Inspect, distribute_inspection, inspect_step
+from jaxdl.training.logging import read_metrics
 from jaxdl.training.parallel import distribute
-from jaxdl.training.processes import any_process, is_first
+from jaxdl.training.processes import any_process, is_first, look_for_stop
 from jaxdl.training.run import Report, Run
 from jaxdl.training.seeds import SeedsStep
 from jaxdl.training.state import TrainState, parameter_paths, parameter_table
@@ -67,14 +68,6 @@ class NoBatches:
         """There is nothing to go back to."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal ended the run after everything was saved."""
-
-    def __init__(self, message: str, signal_number: int):
-        super().__init__(message)
-        self.signal_number = signal_number
-
-
 def fit(
     step: Step,
     state: TrainState,
@@ -92,7 +85,7 @@ def fit(
 
     State and batches lie as the run's layout says; each process is given its own rows of every batch. A step that counts by more than one, such as a scan of several, is called as often as it takes. `evaluate` is called every `evaluate_every` steps before the last one, and `show` every `show_every` steps (0: never); numbers of their reports are logged under `eval/`, pictures left in `figures/`. `inspect` sees, if the run asks for it, the first step and every `inspect_every`-th before it is made; the training's bits are the same without. It has to be given for steps that `make_step` has not made.
 
-    A signal to stop (Ctrl-C, SIGTERM) is answered after the step at hand, or, where there are several processes, at the next row of the log, when they agree on it: everything is saved and `Interrupted` raised. Raises `RunError` at a metric or gradient that is not finite; no checkpoint is written after one, and `UserError` if the run asks to inspect layers and there is no `inspect`.
+    A signal to stop (Ctrl-C, SIGTERM, SIGHUP) is answered after the step at hand or the part of an evaluation, or, where there are several processes, at the next row of the log, when they agree on it: everything is saved and `Interrupted` raised. An evaluation that was left out so is made when the run goes on. Raises `RunError` at a metric or gradient that is not finite; no checkpoint is written after one, and `UserError` if the run asks to inspect layers and there is no `inspect`.
     """
     layout, execution = run.layout, run.execution
     every = execution.inspect_every
@@ -115,8 +108,27 @@ def fit(
     else:
         run.say(f"parameters:\n{parameter_table(state.params)}")
 
+    def look(number: int, *due: bool) -> None:
+        """Evaluates and draws what is due after a step; if it is stopped in that, the step is saved."""
+        try:
+            for each, is_due in zip((evaluate, show), due):
+                if each and is_due:
+                    numbers = run.report(number, each(state.eval_variables, evaluation_key(state)))
+                    if numbers:
+                        run.say(f"step {number:,}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
+        except Interrupted as interrupted:
+            save(number)
+            raise _saved(run, number, steps, interrupted.signal_number) from None
+
+    def save(number: int) -> None:
+        run.checkpoints.save(state, batches.get_state(), run.seconds)
+
     stride, saved_at = 1, time.monotonic()
-    with _stop_requests() as stop, _profile(run) as profile, _progress(first, steps) as bar:
+    signals.defer()
+    with signals.listening(), _profile(run) as profile, _progress(first, steps) as bar:
+        (left_out,) = any_process(is_first() and 0 < first < steps and not _was_evaluated(run, first))
+        if left_out:
+            look(first, *(bool(every) and first % every == 0 for every in (evaluate_every, show_every)))
         while number < steps:
             compiling = number == first
             profile((number - first) // stride + 1)
@@ -124,6 +136,7 @@ def fit(
             if compiling:
                 compiled, cost = compile_step(distribute(step, state, layout), state, batch)
                 run.say(str(cost))
+                look_for_stop()
                 pending = _Pending(run, step, state, layout.rows(batch), cost)
                 inspect_layers = distribute_inspection(inspect, state, layout) if every else None
             if inspect_layers and (number == 0 or (number + stride) // every > number // every):
@@ -139,27 +152,36 @@ def fit(
                 seconds = run.seconds - run.seconds_before
                 run.say(f"first step after {seconds:.1f} s, {cost.seconds_to_compile:.1f} s of it to compile")
                 run.log(number, {"seconds_to_first_step": seconds})
-            save = number >= steps or came(execution.checkpoint_every)
-            due, stopped = (time.monotonic() - saved_at) / 60 > execution.checkpoint_minutes, bool(stop)
+            saving = number >= steps or came(execution.checkpoint_every)
+            due, stopped = (time.monotonic() - saved_at) / 60 > execution.checkpoint_minutes, bool(signals.received())
             if jax.process_count() > 1:
                 due, stopped = any_process(due, stopped) if came(execution.log_every) else (False, False)
-            if save or due or stopped:
+            if saving or due or stopped:
                 pending.flush(bar)
-                run.checkpoints.save(state, batches.get_state(), run.seconds)
+                save(number)
                 saved_at = time.monotonic()
-            if stopped and number < steps:
-                sent = stop[0] if stop else signal.SIGTERM
-                run.checkpoints.wait()
-                name = signal.Signals(sent).name
-                raise Interrupted(f"{name}: saved at step {number:,} of {steps:,}; the same command goes on from there", sent)
-            variables = state.eval_variables
-            for look, due in ((evaluate, came(evaluate_every)), (show, came(show_every))):
-                if look and due and number < steps:
-                    pending.flush(bar)
-                    numbers = run.report(number, look(variables, evaluation_key(state)))
-                    if numbers:
-                        run.say(f"step {number:,}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
+            if stopped:
+                raise _saved(run, number, steps, signals.received() or signal.SIGTERM)
+            dues = came(evaluate_every), came(show_every)
+            if any(dues) and number < steps:
+                pending.flush(bar)
+                look(number, *dues)
+    run.checkpoints.wait()
+    signals.defer(signals.PATIENCE)  # What is still to come is computed again from what is saved.
     return state
+
+
+def _saved(run: Run, number: int, steps: int, sent: int) -> Interrupted:
+    """What is raised once the checkpoint of a step is on disk."""
+    run.checkpoints.wait()
+    name = signal.Signals(sent).name
+    return Interrupted(f"{name}: saved at step {number:,} of {steps:,}; the same command goes on from there", sent)
+
+
+def _was_evaluated(run: Run, number: int) -> bool:
+    """Whether the log has an evaluation after a step: a run that was stopped just before it does not."""
+    rows = read_metrics(run.directory / "metrics.jsonl")
+    return any(row["step"] == number and any(name.startswith("eval/") for name in row) for row in rows)
 
 
 def evaluation_key(state: TrainState) -> Key[Array, ""]:
@@ -246,27 +268,6 @@ def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
         else:
             means[name] = float(np.mean(values))
     return means
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that receives the first signal to stop; a second one is answered at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
-        tqdm.write("stopping after this step; once more to stop at once", file=sys.stderr)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from jaxdl.data.pipeline import Row, eval_batches
 from jaxdl.errors import UserError
-from jaxdl.training.processes import to_host
+from jaxdl.training.processes import look_for_stop, to_host
 from jaxdl.training.state import TrainState
 from jaxdl.training.step import Batch, Step
 
@@ -170,6 +170,7 @@ class Layout:
             return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
         def one(variables: PyTree, batch: Row, count: int) -> PyTree:
+            look_for_stop()
             return jax.tree.map(lambda result: to_host(result)[:count], compiled(variables, _arrived(jax.tree.map(place, batch))))
 
         def over_rows(variables: PyTree, rows: Iterable[Row]) -> PyTree:

@@ -8,6 +8,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
+from jaxdl import signals
+
 
 def is_first() -> bool:
     """True on the process that logs and writes figures."""
@@ -25,6 +27,12 @@ def any_process(*flags: bool) -> tuple[bool, ...]:
     if jax.process_count() == 1:
         return flags
     return tuple(bool(flag) for flag in multihost_utils.process_allgather(np.array(flags)).any(axis=0))
+
+
+def look_for_stop() -> None:
+    """Between the parts of what takes long: raises `Interrupted` if a signal to stop has come. One of several processes goes on, as the others wait for it: they stop together."""
+    if jax.process_count() == 1:
+        signals.look()
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from jaxdl.training.environment import Environment
 from jaxdl.training.identity import plain, read_json
 from jaxdl.training.logging import JsonLines, TensorBoard, WandB, Writer, read_metrics
 from jaxdl.training.parallel import Layout, Rules
-from jaxdl.training.processes import any_process, first_process_first, is_first
+from jaxdl.training.processes import any_process, first_process_first, is_first, look_for_stop
 from jaxdl.training.seeds import mean_and_spread
 from jaxdl.training.state import TrainState, parameters_sha256
 from jaxdl.training.step import Batch, Mean
@@ -197,6 +197,7 @@ class Run:
             elif is_number(value, axes=1):
                 numbers |= {each: float(number) for each, number in mean_and_spread(name, np.asarray(value, np.float64)).items()}
             elif value is not None and is_first():
+                look_for_stop()
                 label = name.replace("/", "_")
                 file = figures.save(value, self.figures / (label if last else f"{label}_{step:06d}"))
                 for writer in self._writers:

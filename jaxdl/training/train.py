@@ -8,6 +8,7 @@ from jaxtyping import PyTree
 from jaxdl.errors import UserError
 from jaxdl.training.inspection import Inspect
 from jaxdl.training.loop import Batches, Environments, Evaluate, evaluation_key, fit
+from jaxdl.training.processes import look_for_stop
 from jaxdl.training.run import Report, Run
 from jaxdl.training.saved import Model
 from jaxdl.training.state import TrainState
@@ -50,5 +51,6 @@ def train(
     report: Report = {}
     for part in (evaluate, show, conclude):
         if part is not None:
+            look_for_stop()
             report |= part(variables, key)
     return run.finish(state, report)
