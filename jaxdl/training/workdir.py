@@ -19,15 +19,15 @@ CONFIG, LOCK, _REMOVED = "config.json", ".lock", ".removed"
 
 KEPT = ("tokenizer.json", "tokenizer_config.json", "tokens.npy", "alphabet.json")
 """What is made of the data when a run begins, and read again when it goes on."""
-_SETTLED = ".settled"
-"""An empty file: what is `KEPT` was not left by a process that failed or was killed."""
+_ENDED = ".ended"
+"""An empty file in a run without checkpoints: a process ended well, and what is there was not left by one that failed or was killed."""
 _LOGS = ("metrics.jsonl", "layers.jsonl")
 _RESULTS = ("result.json", "sweep.json", "tiles.json")
 _WHOLE = (
     CONFIG, "environment.json", *KEPT, *_LOGS, *_RESULTS, "sample.txt", "answers.txt", "translations.txt", "table.md", "target.txtpb",
 )  # fmt: skip
 _UNFINISHED = (*(f"{name}.tmp" for name in _WHOLE), "tokens.part", "alphabet.unfinished", ".unfinished-*")
-FILES = (*_WHOLE, *_UNFINISHED, LOCK, _SETTLED, "*_translations.txt", "*_translations.txt.tmp", "wandb_id")
+FILES = (*_WHOLE, *_UNFINISHED, LOCK, _ENDED, "*_translations.txt", "*_translations.txt.tmp", "wandb_id")
 """Names of the files that runs write. A new one has to be added here."""
 _CHECKPOINTS, _OTHER_RUNS = "checkpoints", "beside"
 FOLDERS = {
@@ -75,8 +75,8 @@ def claimed(directory: Path, experiment: str, preset: str, config: Any, overwrit
         except OSError as error:
             raise _not_writable(directory, error) from None
         yield
-        if any((directory / name).exists() for name in KEPT):
-            (directory / _SETTLED).touch()
+        if not steps(directory):
+            (directory / _ENDED).touch()
 
 
 def steps(directory: Path) -> list[int]:
@@ -182,7 +182,7 @@ def _make_room(directory: Path, experiment: str, config: Any, overwrite: bool) -
         return
     way_out = "another --workdir to keep both" if others else "another --workdir to keep both, or --overwrite to start anew"
     refuse_another(directory, found, experiment, config, way_out)
-    if not steps(directory) and not (directory / _SETTLED).exists():
+    if not steps(directory) and not (directory / _ENDED).exists():
         _remove(directory, config, [entry.name for entry in directory.iterdir() if _matches(entry.name, (*KEPT, *_UNFINISHED))])
 
 
@@ -217,10 +217,10 @@ def _runs(directory: Path) -> list[Path]:
 
 
 def _has_begun(directory: Path) -> bool:
-    """Whether anything was computed: a checkpoint, a row of a log, a result, of the run or of one below it."""
+    """Whether anything was computed, by the run or one below it: a checkpoint, a row of a log, a result, or all that there was to do."""
     results = (directory / name for name in (*_LOGS, *_RESULTS))
     written = any(path.exists() and path.stat().st_size for path in results)
-    return bool(steps(directory)) or written or any(map(_has_begun, _runs(directory)))
+    return bool(steps(directory)) or written or (directory / _ENDED).exists() or any(map(_has_begun, _runs(directory)))
 
 
 def _remove(directory: Path, config: Any, names: Iterable[str]) -> None:

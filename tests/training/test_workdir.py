@@ -157,7 +157,7 @@ def test_overwriting_removes_all_that_a_run_writes(tmp_path):
     directory = ours(tmp_path / "run")
     assert strangers(directory) == []
     assert begin(directory, Config(seed=1), ANEW) == []
-    assert sorted(path.name for path in directory.iterdir()) == [".lock", "checkpoints", "config.json", "figures"]
+    assert sorted(path.name for path in directory.iterdir()) == [".ended", ".lock", "checkpoints", "config.json", "figures"]
     assert not list((directory / "figures").iterdir()) and not list((directory / "checkpoints").iterdir())
 
 
@@ -193,8 +193,8 @@ def test_a_run_that_made_no_step_gives_way_to_another(tmp_path):
         with pytest.raises(RuntimeError), Run.open(tmp_path, name, config) as run:
             assert not any((tmp_path / kept).exists() for kept in KEPT)
             write(tmp_path, dict.fromkeys((*KEPT, "tokens.part", ".unfinished-a/tokenizer.json"), b"of other data"))
-            with Run.open(tmp_path / "tower", "tower", config):
-                pass
+            with contextlib.suppress(ValueError), Run.open(tmp_path / "tower", "tower", config):
+                raise ValueError("there is nothing for a tower to learn")
             raise RuntimeError(f"the data of {run.config} are not there")
         assert json.loads((tmp_path / "config.json").read_text())["config"]["data"] == config.data
     (tmp_path / "notes.txt").write_text("mine")
@@ -202,12 +202,16 @@ def test_a_run_that_made_no_step_gives_way_to_another(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine" and not (tmp_path / "tokens.npy").exists()
 
 
-@pytest.mark.parametrize("work", ["checkpoint", "metrics.jsonl", "layers.jsonl", "result.json", "tiles.json", "tower"])
+@pytest.mark.parametrize("work", ["", "checkpoint", "metrics.jsonl", "layers.jsonl", "result.json", "tiles.json", "tower"])
 def test_a_run_that_computed_something_does_not(tmp_path, work):
-    begin(tmp_path, step=work == "checkpoint")
+    with contextlib.suppress(RuntimeError), Run.open(tmp_path, "toy", Config()) as run:
+        if work == "checkpoint":
+            run.checkpoints.save(state(1), {}, 1.0)
+        if work:
+            raise RuntimeError("it failed then")
     if work == "tower":
         begin(tmp_path / work, step=1)
-    elif work != "checkpoint":
+    elif work not in ("", "checkpoint"):
         write(tmp_path, {work: '{"step": 1}\n'})
     before = contents(tmp_path)
     assert "seed: 0 → 1" in refused(tmp_path, Config(seed=1)) and "experiment: toy → other" in refused(tmp_path, name="other")
@@ -218,7 +222,10 @@ def test_a_run_that_computed_something_does_not(tmp_path, work):
 
 @pytest.mark.parametrize("end", ["killed", "failed", "well", "with a checkpoint"])
 def test_what_a_process_made_of_the_data_is_made_anew_if_it_failed_before_there_was_a_checkpoint(tmp_path, end):
-    begin(tmp_path, step=end == "with a checkpoint")
+    with contextlib.suppress(RuntimeError), Run.open(tmp_path, "toy", Config()) as run:
+        if end == "with a checkpoint":
+            run.checkpoints.save(state(1), {}, 1.0)
+        raise RuntimeError("the data are not there")
     if end == "killed":
         write(tmp_path, dict.fromkeys(KEPT, b"half of"))
     else:
