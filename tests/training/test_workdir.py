@@ -241,7 +241,7 @@ class Killed(BaseException):
     """As by SIGKILL: nothing is done after it."""
 
 
-@pytest.mark.parametrize("moment", range(14))
+@pytest.mark.parametrize("moment", range(24))
 def test_overwriting_that_is_cut_off_is_done_by_the_same_command(tmp_path, monkeypatch, moment):
     directory, moments = ours(tmp_path / "run"), iter(range(100))
 
@@ -256,6 +256,7 @@ def test_overwriting_that_is_cut_off_is_done_by_the_same_command(tmp_path, monke
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", killed_at(Path.rename))
         patched.setattr(shutil, "rmtree", killed_at(shutil.rmtree))
+        patched.setattr(shutil, "copyfile", killed_at(shutil.copyfile))
         patched.setattr(os, "fsync", killed_at(os.fsync))
         with pytest.raises(Killed):
             begin(directory, Config(seed=1), ANEW)
@@ -264,8 +265,38 @@ def test_overwriting_that_is_cut_off_is_done_by_the_same_command(tmp_path, monke
     again = tmp_path / "again"
     shutil.copytree(directory, again)
     assert begin(directory, Config(seed=1), ANEW) == []
-    seed = json.loads((again / "config.json").read_text())["config"]["seed"]
-    assert begin(again, Config(seed=seed)) in ([], [3])
+    try:  # Without that flag there is either the old run, with all that it had, or the new one.
+        assert begin(again) == [3] and {"result.json", "sample.txt", "tower/config.json"} <= contents(again).keys()
+    except UserError:
+        assert begin(again, Config(seed=1)) == []
+
+
+@pytest.mark.parametrize("end", [RuntimeError, KeyboardInterrupt, Killed])
+@pytest.mark.parametrize("config", [Config(), Config(seed=1)], ids=["same config", "another config"])
+def test_the_old_run_is_there_again_if_the_new_one_fails_before_its_first_step(tmp_path, monkeypatch, config, end):
+    directory = ours(tmp_path / "run")
+    before = contents(directory)
+    with pytest.raises(end), monkeypatch.context() as patched, Run.open(directory, "toy", config, ANEW):
+        write(directory, dict.fromkeys((*KEPT, "target.txtpb"), "new") | {"tower/config.json": json.dumps(IDENTITY)})
+        if end is Killed:  # Nothing is done then, and a later process finds it.
+            patched.setattr("jaxdl.training.workdir._settle", lambda directory: None)
+        raise end
+    assert begin(directory) == [3]
+    after = contents(directory)
+    assert {name: after.get(name) for name in before if name != "metrics.jsonl.tmp"} == {
+        name: content for name, content in before.items() if name != "metrics.jsonl.tmp"
+    }
+    assert after.keys() - before.keys() <= {"environment.json"}
+
+
+def test_the_old_run_is_deleted_when_the_new_one_makes_a_step(tmp_path):
+    directory = ours(tmp_path / "run")
+    with pytest.raises(RuntimeError), Run.open(directory, "toy", Config(seed=1), ANEW) as run:
+        run.start_logging(0)
+        assert not any(path.name.startswith((".aside", ".discarded")) for path in directory.iterdir())
+        run.log(1, {"loss": 1.0})
+        raise RuntimeError("it failed then")
+    assert "seed: 1 → 0" in refused(directory)
 
 
 INPUTS: dict[str, Callable[[Path], dict]] = {
