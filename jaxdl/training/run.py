@@ -23,6 +23,7 @@ from jaxdl.data import Source, report_left_out, stack, train_batches
 from jaxdl.data.pipeline import Collate, Transform
 from jaxdl.errors import UserError
 from jaxdl.files import replace_text
+from jaxdl.training.aside import discard
 from jaxdl.training.checkpoint import Checkpoints
 from jaxdl.training.environment import Environment
 from jaxdl.training.identity import plain, read_json
@@ -48,7 +49,7 @@ class Execution:
     """How a run is carried out. Its result does not depend on it, so a resumed run may change it. The one exception is randomness within `pmap`, where each device draws dropout of its own: another draw, from the same distribution."""
 
     overwrite: bool = False
-    """Delete the run that is in the working directory and start anew."""
+    """Delete the run that is in the working directory and start anew. It is there again if that fails before the first step."""
     log_every: Annotated[int, Ge(1)] = 10
     """Steps between two rows of the log."""
     checkpoint_every: Annotated[int, Ge(1)] = 1000
@@ -72,7 +73,7 @@ class Execution:
 class Run:
     """An open working directory, and the layout of what is computed in it. Use `Run.open`; closing waits for what is still being written.
 
-    `config.json`, `metrics.jsonl`, `result.json`, `checkpoints/`, `figures/`, `tensorboard/` are what it leaves, and `layers.jsonl` if it is asked to look inside; an experiment may keep more beside them (a tokenizer, say) in a block of `first_process_first`. Several processes of one run share the directory: the first one claims it, logs and talks; pictures that the others draw go to `figures` of their own, which do not last.
+    `config.json`, `environment.json`, `metrics.jsonl`, `result.json`, `checkpoints/`, `figures/`, `tensorboard/` are what it leaves, and `layers.jsonl` if it is asked to look inside; an experiment may keep more beside them (a tokenizer, say) in a block of `first_process_first`, under names that `jaxdl.training.workdir` lists. Several processes of one run share the directory: the first one claims it, logs and talks; pictures that the others draw go to `figures` of their own, which do not last.
     """
 
     def __init__(
@@ -165,6 +166,7 @@ class Run:
         """Opens the log of a run that begins at `step`, and that of its layers where there is one or will be. A run that goes on says what it depends on besides its config and has changed since it began."""
         if not is_first():
             return
+        discard(self.directory)
         if not step:
             self._environment.record()
         elif changes := self._environment.changes():

@@ -6,28 +6,29 @@ import fcntl
 import fnmatch
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxdl.errors import UserError
 from jaxdl.files import replace_text
+from jaxdl.training import aside
+from jaxdl.training.aside import CONFIG
 from jaxdl.training.identity import Identity, as_identity, differences, plain, read_json, refuse_another
 
-CONFIG, LOCK, _REMOVED = "config.json", ".lock", ".removed"
+LOCK = ".lock"
 
 KEPT = ("tokenizer.json", "tokenizer_config.json", "tokens.npy", "alphabet.json")
 """What is made of the data when a run begins, and read again when it goes on."""
-_SETTLED = ".settled"
-"""An empty file: what is `KEPT` was not left by a process that failed or was killed."""
+_ENDED = ".ended"
+"""An empty file in a run without checkpoints: a process ended well, and what is there was not left by one that failed or was killed."""
 _LOGS = ("metrics.jsonl", "layers.jsonl")
 _RESULTS = ("result.json", "sweep.json", "tiles.json")
 _WHOLE = (
     CONFIG, "environment.json", *KEPT, *_LOGS, *_RESULTS, "sample.txt", "answers.txt", "translations.txt", "table.md", "target.txtpb",
 )  # fmt: skip
 _UNFINISHED = (*(f"{name}.tmp" for name in _WHOLE), "tokens.part", "alphabet.unfinished", ".unfinished-*")
-FILES = (*_WHOLE, *_UNFINISHED, LOCK, _SETTLED, "*_translations.txt", "*_translations.txt.tmp", "wandb_id")
+FILES = (*_WHOLE, *_UNFINISHED, LOCK, _ENDED, "*_translations.txt", "*_translations.txt.tmp", "wandb_id")
 """Names of the files that runs write. A new one has to be added here."""
 _CHECKPOINTS, _OTHER_RUNS = "checkpoints", "beside"
 FOLDERS = {
@@ -37,7 +38,7 @@ FOLDERS = {
     "model": ("*.json", "*.model", "*.spm", "*.txt", "*.safetensors", ".unfinished-*"),
     "profile": ("plugins",),
     "wandb": ("*",),
-    _REMOVED: ("*",),
+    **dict.fromkeys(aside.ASIDE, ("*",)),
 }
 """Names of the folders, each with what lies in it."""
 _RUNS = ("tower", f"{_OTHER_RUNS}/*")
@@ -74,9 +75,14 @@ def claimed(directory: Path, experiment: str, preset: str, config: Any, overwrit
             (directory / "figures").mkdir(exist_ok=True)
         except OSError as error:
             raise _not_writable(directory, error) from None
-        yield
-        if any((directory / name).exists() for name in KEPT):
-            (directory / _SETTLED).touch()
+        try:
+            yield
+        except BaseException:
+            _settle(directory)
+            raise
+        aside.discard(directory)
+        if not steps(directory):
+            (directory / _ENDED).touch()
 
 
 def steps(directory: Path) -> list[int]:
@@ -165,10 +171,10 @@ def _check_kinds(directory: Path) -> None:
 
 def _make_room(directory: Path, experiment: str, config: Any, overwrite: bool) -> None:
     """Clears the locked directory of what gives way to this run."""
+    _settle(directory)
     found = _find(directory)
     if found is None:
         return
-    shutil.rmtree(directory / _REMOVED, ignore_errors=True)
     others = strangers(directory)
     if overwrite and others:
         named = ", ".join(f"{each.relative_to(directory)}{' (a link)' * each.is_symlink()}" for each in others[:3])
@@ -177,13 +183,19 @@ def _make_room(directory: Path, experiment: str, config: Any, overwrite: bool) -
             f"{directory} holds {named}, which no run writes: move it away before --overwrite, or give another --workdir"
         )
     another = found["experiment"] != experiment or bool(differences(found["config"], config))
-    if overwrite or (another and not _has_begun(directory)):
-        _remove(directory, config, [entry.name for entry in directory.iterdir() if entry.name not in (CONFIG, LOCK)])
+    own = _own(directory)
+    if another and not overwrite and not _has_begun(directory):
+        _delete(directory, config, own)
+        return
+    if overwrite:
+        _refuse_inputs(directory, config, own)
+        replace_text(directory / CONFIG, json.dumps(found, indent=2) + "\n")  # Where it was damaged.
+        aside.set_aside(directory, _own(directory))
         return
     way_out = "another --workdir to keep both" if others else "another --workdir to keep both, or --overwrite to start anew"
     refuse_another(directory, found, experiment, config, way_out)
-    if not steps(directory) and not (directory / _SETTLED).exists():
-        _remove(directory, config, [entry.name for entry in directory.iterdir() if _matches(entry.name, (*KEPT, *_UNFINISHED))])
+    if not steps(directory) and not (directory / _ENDED).exists():
+        _delete(directory, config, [name for name in own if _matches(name, (*KEPT, *_UNFINISHED))])
 
 
 def strangers(directory: Path) -> list[Path]:
@@ -217,25 +229,32 @@ def _runs(directory: Path) -> list[Path]:
 
 
 def _has_begun(directory: Path) -> bool:
-    """Whether anything was computed: a checkpoint, a row of a log, a result, of the run or of one below it."""
+    """Whether anything was computed, by the run or one below it: a checkpoint, a row of a log, a result, or all that there was to do."""
     results = (directory / name for name in (*_LOGS, *_RESULTS))
     written = any(path.exists() and path.stat().st_size for path in results)
-    return bool(steps(directory)) or written or any(map(_has_begun, _runs(directory)))
+    return bool(steps(directory)) or written or (directory / _ENDED).exists() or any(map(_has_begun, _runs(directory)))
 
 
-def _remove(directory: Path, config: Any, names: Iterable[str]) -> None:
-    """Deletes entries of a run's directory but for what is not its own, checkpoints first; a process that is killed meanwhile leaves a run that can be resumed or overwritten."""
-    others = {entry.relative_to(directory).parts[0] for entry in strangers(directory)}
+def _settle(directory: Path) -> None:
+    """Puts an old run back in whose place a new one has failed before it computed anything, or was killed; if it has computed something, the old one is deleted."""
+    aside.finish_moving(directory)
+    if aside.is_aside(directory) and not _has_begun(directory):
+        aside.put_back(directory, instead_of=_own(directory))
+    aside.discard(directory)
+
+
+def _own(directory: Path) -> list[str]:
+    """The entries of a run's directory that a run has written, but for `config.json`; checkpoints first."""
+    others = {entry.relative_to(directory).parts[0] for entry in strangers(directory)} | {CONFIG, LOCK, *aside.ASIDE}
     order = (_CHECKPOINTS, *_RESULTS)
-    names = sorted(set(names) - others - {_REMOVED}, key=lambda name: order.index(name) if name in order else len(order))
+    names = [entry.name for entry in directory.iterdir() if entry.name not in others]
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def _delete(directory: Path, config: Any, names: list[str]) -> None:
     _refuse_inputs(directory, config, names)
-    if not names:
-        return
-    removed = directory / _REMOVED
-    removed.mkdir()
     for name in names:
-        (directory / name).rename(removed / name)
-    shutil.rmtree(removed)
+        aside.delete(directory / name)
 
 
 def _refuse_inputs(directory: Path, config: Any, names: list[str]) -> None:

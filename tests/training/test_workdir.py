@@ -157,7 +157,7 @@ def test_overwriting_removes_all_that_a_run_writes(tmp_path):
     directory = ours(tmp_path / "run")
     assert strangers(directory) == []
     assert begin(directory, Config(seed=1), ANEW) == []
-    assert sorted(path.name for path in directory.iterdir()) == [".lock", "checkpoints", "config.json", "figures"]
+    assert sorted(path.name for path in directory.iterdir()) == [".ended", ".lock", "checkpoints", "config.json", "figures"]
     assert not list((directory / "figures").iterdir()) and not list((directory / "checkpoints").iterdir())
 
 
@@ -193,8 +193,8 @@ def test_a_run_that_made_no_step_gives_way_to_another(tmp_path):
         with pytest.raises(RuntimeError), Run.open(tmp_path, name, config) as run:
             assert not any((tmp_path / kept).exists() for kept in KEPT)
             write(tmp_path, dict.fromkeys((*KEPT, "tokens.part", ".unfinished-a/tokenizer.json"), b"of other data"))
-            with Run.open(tmp_path / "tower", "tower", config):
-                pass
+            with contextlib.suppress(ValueError), Run.open(tmp_path / "tower", "tower", config):
+                raise ValueError("there is nothing for a tower to learn")
             raise RuntimeError(f"the data of {run.config} are not there")
         assert json.loads((tmp_path / "config.json").read_text())["config"]["data"] == config.data
     (tmp_path / "notes.txt").write_text("mine")
@@ -202,12 +202,16 @@ def test_a_run_that_made_no_step_gives_way_to_another(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine" and not (tmp_path / "tokens.npy").exists()
 
 
-@pytest.mark.parametrize("work", ["checkpoint", "metrics.jsonl", "layers.jsonl", "result.json", "tiles.json", "tower"])
+@pytest.mark.parametrize("work", ["", "checkpoint", "metrics.jsonl", "layers.jsonl", "result.json", "tiles.json", "tower"])
 def test_a_run_that_computed_something_does_not(tmp_path, work):
-    begin(tmp_path, step=work == "checkpoint")
+    with contextlib.suppress(RuntimeError), Run.open(tmp_path, "toy", Config()) as run:
+        if work == "checkpoint":
+            run.checkpoints.save(state(1), {}, 1.0)
+        if work:
+            raise RuntimeError("it failed then")
     if work == "tower":
         begin(tmp_path / work, step=1)
-    elif work != "checkpoint":
+    elif work not in ("", "checkpoint"):
         write(tmp_path, {work: '{"step": 1}\n'})
     before = contents(tmp_path)
     assert "seed: 0 → 1" in refused(tmp_path, Config(seed=1)) and "experiment: toy → other" in refused(tmp_path, name="other")
@@ -218,7 +222,10 @@ def test_a_run_that_computed_something_does_not(tmp_path, work):
 
 @pytest.mark.parametrize("end", ["killed", "failed", "well", "with a checkpoint"])
 def test_what_a_process_made_of_the_data_is_made_anew_if_it_failed_before_there_was_a_checkpoint(tmp_path, end):
-    begin(tmp_path, step=end == "with a checkpoint")
+    with contextlib.suppress(RuntimeError), Run.open(tmp_path, "toy", Config()) as run:
+        if end == "with a checkpoint":
+            run.checkpoints.save(state(1), {}, 1.0)
+        raise RuntimeError("the data are not there")
     if end == "killed":
         write(tmp_path, dict.fromkeys(KEPT, b"half of"))
     else:
@@ -234,7 +241,7 @@ class Killed(BaseException):
     """As by SIGKILL: nothing is done after it."""
 
 
-@pytest.mark.parametrize("moment", range(14))
+@pytest.mark.parametrize("moment", range(24))
 def test_overwriting_that_is_cut_off_is_done_by_the_same_command(tmp_path, monkeypatch, moment):
     directory, moments = ours(tmp_path / "run"), iter(range(100))
 
@@ -249,6 +256,7 @@ def test_overwriting_that_is_cut_off_is_done_by_the_same_command(tmp_path, monke
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", killed_at(Path.rename))
         patched.setattr(shutil, "rmtree", killed_at(shutil.rmtree))
+        patched.setattr(shutil, "copyfile", killed_at(shutil.copyfile))
         patched.setattr(os, "fsync", killed_at(os.fsync))
         with pytest.raises(Killed):
             begin(directory, Config(seed=1), ANEW)
@@ -257,8 +265,38 @@ def test_overwriting_that_is_cut_off_is_done_by_the_same_command(tmp_path, monke
     again = tmp_path / "again"
     shutil.copytree(directory, again)
     assert begin(directory, Config(seed=1), ANEW) == []
-    seed = json.loads((again / "config.json").read_text())["config"]["seed"]
-    assert begin(again, Config(seed=seed)) in ([], [3])
+    try:  # Without that flag there is either the old run, with all that it had, or the new one.
+        assert begin(again) == [3] and {"result.json", "sample.txt", "tower/config.json"} <= contents(again).keys()
+    except UserError:
+        assert begin(again, Config(seed=1)) == []
+
+
+@pytest.mark.parametrize("end", [RuntimeError, KeyboardInterrupt, Killed])
+@pytest.mark.parametrize("config", [Config(), Config(seed=1)], ids=["same config", "another config"])
+def test_the_old_run_is_there_again_if_the_new_one_fails_before_its_first_step(tmp_path, monkeypatch, config, end):
+    directory = ours(tmp_path / "run")
+    before = contents(directory)
+    with pytest.raises(end), monkeypatch.context() as patched, Run.open(directory, "toy", config, ANEW):
+        write(directory, dict.fromkeys((*KEPT, "target.txtpb"), "new") | {"tower/config.json": json.dumps(IDENTITY)})
+        if end is Killed:  # Nothing is done then, and a later process finds it.
+            patched.setattr("jaxdl.training.workdir._settle", lambda directory: None)
+        raise end
+    assert begin(directory) == [3]
+    after = contents(directory)
+    assert {name: after.get(name) for name in before if name != "metrics.jsonl.tmp"} == {
+        name: content for name, content in before.items() if name != "metrics.jsonl.tmp"
+    }
+    assert after.keys() - before.keys() <= {"environment.json"}
+
+
+def test_the_old_run_is_deleted_when_the_new_one_makes_a_step(tmp_path):
+    directory = ours(tmp_path / "run")
+    with pytest.raises(RuntimeError), Run.open(directory, "toy", Config(seed=1), ANEW) as run:
+        run.start_logging(0)
+        assert not any(path.name.startswith((".aside", ".discarded")) for path in directory.iterdir())
+        run.log(1, {"loss": 1.0})
+        raise RuntimeError("it failed then")
+    assert "seed: 1 → 0" in refused(directory)
 
 
 INPUTS: dict[str, Callable[[Path], dict]] = {
