@@ -1,7 +1,9 @@
 """The one place that knows Orbax: a run's checkpoints, written off the critical path and restored exactly."""
 
+import contextlib
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ class Checkpoints:
     def __init__(self, directory: Path, config: dict[str, Any], keep: int = 2):
         self.directory = directory
         self.config = config
+        if is_first():
+            _check_writable(directory)
         import orbax.checkpoint as ocp  # Here and below, so that help does not wait for it.
 
         self._args = ocp.args
@@ -37,14 +41,15 @@ class Checkpoints:
             return
         state, constants = state.replace(constants=None), int(_checksum(state.constants))
         progress = {"data": data, "seconds": seconds, "checksum": int(_checksum(state)), "constants": constants}
-        self._manager.save(
-            step,
-            args=self._args.Composite(
-                state=self._args.StandardSave(state),
-                progress=self._args.JsonSave(progress),
-                config=self._args.JsonSave(self.config),
-            ),
-        )
+        with self._failures():
+            self._manager.save(
+                step,
+                args=self._args.Composite(
+                    state=self._args.StandardSave(state),
+                    progress=self._args.JsonSave(progress),
+                    config=self._args.JsonSave(self.config),
+                ),
+            )
 
     def restore(self, like: TrainState, report: Callable[[str], None]) -> tuple[TrainState, dict[str, Any], float] | None:
         """The newest checkpoint that can be read: its state placed as `like` is and with its constants, the position in the data, the seconds.
@@ -93,12 +98,37 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def wait(self) -> None:
-        """Until everything is on disk. Raises what the writing raised."""
-        self._manager.wait_until_finished()
+        """Until everything is on disk. Raises `RunError` if it could not be written."""
+        with self._failures():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """What Orbax and TensorStore raise where files cannot be written, as a `RunError`."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            stands = "there is none" if self.latest() is None else f"that of step {self.latest():,} stands"
+            raise RunError(
+                f"a checkpoint cannot be written to {self.directory} ({reason}), and before it {stands}: mend that, then give the same command"
+            ) from error
+
+
+def _check_writable(directory: Path) -> None:
+    """Raises `UserError` for a directory of checkpoints that cannot be made or written to, before anything is computed for it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".writable-"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"checkpoints cannot be written to {directory} ({error.strerror}): mend that, or give another --workdir"
+        ) from None
 
 
 def read_variables(directory: Path) -> dict[str, PyTree]:
