@@ -1,10 +1,12 @@
 """Requests to stop. A signal becomes a flag that the phases of a run look at, never an exception out of a handler, which may fall where nothing can be raised and be lost."""
 
+import atexit
 import contextlib
 import math
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -102,6 +104,7 @@ def watch() -> None:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     _handle_with(_receive)
     os.register_at_fork(after_in_child=_forget)
+    atexit.register(_leave)
     threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
 
 
@@ -122,7 +125,7 @@ def conclude(status: int) -> None:
 def end_at_once(line: str, status: int) -> NoReturn:
     """Says a line on stderr and ends the process with a status, waiting for nothing. Files are written whole or not at all, so none is damaged."""
     with contextlib.suppress(OSError):
-        os.write(2, (" ".join(line.split()) + "\n").encode("ascii", "replace"))
+        os.write(2, (" ".join(line.split()) + "\n").encode(getattr(sys.stderr, "encoding", None) or "utf-8", "replace"))
     os._exit(status)
 
 
@@ -134,6 +137,14 @@ def _handle_with(handler: signal.Handlers | object) -> None:
     for number in STOPPING:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # As nohup has it.
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def _leave() -> None:
+    """The last of what is done at exit, as it was the first to be registered: while Python then takes itself apart, signals would be lost."""
+    if watched() and _status is not None:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(_status)
 
 
 def _forget() -> None:
@@ -161,5 +172,7 @@ def _watch(reader: int) -> None:
                 until = came + _grace
                 if _grace and os.isatty(2):
                     os.write(2, b"\nstopping as soon as all is saved; once more to stop at once\n")
+            elif number == first:
+                until = min(until, came + PATIENCE)
             else:
-                until = min(until, came + PATIENCE if number == first else 0.0)
+                end_at_once(f"{signal.Signals(number).name}: ended at once; {STANDS}", 128 + number)

@@ -19,6 +19,7 @@ import jax
 from jaxdl.errors import UserError, unknown
 from jaxdl.launch.cluster import Processes, join
 from jaxdl.launch.config import Config, check
+from jaxdl.launch.devices import check_xla_flags, find_devices
 from jaxdl.launch.exits import exit_statuses, own_process
 from jaxdl.launch.experiment import Experiment, run
 from jaxdl.training import Execution
@@ -33,10 +34,13 @@ def launch(experiment: Experiment, arguments: Sequence[str] | None = None) -> No
         own_process()
     with exit_statuses():
         preset, config, workdir, execution, processes = parse(experiment, sys.argv[1:] if arguments is None else arguments)
+        if arguments is None:
+            check_xla_flags()
         _set_up_libraries()
         experiment.set_up(config)
         if processes.distributed:
             join(processes)
+        find_devices()
         run(experiment, config, workdir, execution, preset=preset)
     raise SystemExit(0)
 

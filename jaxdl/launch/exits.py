@@ -19,6 +19,7 @@ from jaxdl.streams import mend_streams
 BAD_INPUT, FAILURE = 2, 1
 
 _STANDS = "the last whole checkpoint stands"
+_NO_SPACE = f"error: no space is left on the disk; {_STANDS}: free some space, then give the same command"
 
 
 @contextlib.contextmanager
@@ -31,7 +32,7 @@ def exit_statuses() -> Iterator[None]:
     except UserError as error:
         _end(f"error: {error}", BAD_INPUT)
     except RunError as error:
-        _end(f"error: {error}", FAILURE)
+        _end(_NO_SPACE if _disk_is_full(error) else f"error: {error}", FAILURE)
     except Interrupted as interrupted:
         _end(str(interrupted), 128 + interrupted.signal_number)
     except KeyboardInterrupt:
@@ -44,7 +45,7 @@ def exit_statuses() -> Iterator[None]:
                 FAILURE,
             )
         if _disk_is_full(error):
-            _end(f"error: no space is left on the disk; {_STANDS}: free some space, then give the same command", FAILURE)
+            _end(_NO_SPACE, FAILURE)
         if _memory_is_full(error):
             _end(
                 f"error: the memory of {_device()} is full ({_reason(error)}); {_STANDS}: give a smaller --batch-size, cut the batch into parts "
@@ -61,9 +62,9 @@ def own_process() -> None:
 
 
 def _end(line: str, status: int) -> NoReturn:
-    """Ends the process. One of several does not wait for the others: they may wait for it, and learn at once that it is gone."""
+    """Ends the process. One that is the command's own does not wait for its threads, as those of Orbax wait for minutes after a failure, and one of several not for the others: they may wait for it, and learn at once that it is gone."""
     signals.conclude(status)
-    if jax.distributed.is_initialized():
+    if signals.watched() or jax.distributed.is_initialized():
         end_at_once(line, status)
     if sys.stderr is not None:
         print(" ".join(line.split()), file=sys.stderr)

@@ -1,8 +1,10 @@
 """The one place that knows Orbax: a run's checkpoints, written off the critical path and restored exactly."""
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path, experiment: str, config: Any, keep: int = 2):
         self.directory, self.experiment, self.config = directory, experiment, config
+        if is_first():
+            _check_writable(directory)
         import orbax.checkpoint as ocp  # Here and below, so that help does not wait for it.
 
         self._args = ocp.args
@@ -39,14 +43,15 @@ class Checkpoints:
         state, constants = state.replace(constants=None), int(_checksum(state.constants))
         progress = {"data": data, "seconds": seconds, "checksum": int(_checksum(state)), "constants": constants}
         progress["experiment"] = self.experiment
-        self._manager.save(
-            step,
-            args=self._args.Composite(
-                state=self._args.StandardSave(state),
-                progress=self._args.JsonSave(progress),
-                config=self._args.JsonSave(plain(self.config)),
-            ),
-        )
+        with self._failures():
+            self._manager.save(
+                step,
+                args=self._args.Composite(
+                    state=self._args.StandardSave(state),
+                    progress=self._args.JsonSave(progress),
+                    config=self._args.JsonSave(plain(self.config)),
+                ),
+            )
 
     def restore(self, like: TrainState, report: Callable[[str], None]) -> tuple[TrainState, dict[str, Any], float] | None:
         """The newest checkpoint that can be read: its state placed as `like` is and with its constants, the position in the data, the seconds.
@@ -64,7 +69,7 @@ class Checkpoints:
             try:
                 restored = self._manager.restore(step, args=args)
             except Exception as error:  # Orbax, TensorStore and the JSON reader each have their own.
-                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+                reason = f"{type(error).__name__}: {" ".join(str(error).split())[:200]}"
             (failed,) = any_process(bool(reason))
             if not failed and restored.progress["checksum"] != int(_checksum(restored.state)):
                 failed, reason = True, "its bytes are not those that were written"
@@ -138,12 +143,37 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def wait(self) -> None:
-        """Until everything is on disk. Raises what the writing raised."""
-        self._manager.wait_until_finished()
+        """Until everything is on disk. Raises `RunError` if it could not be written."""
+        with self._failures():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """What Orbax and TensorStore raise where files cannot be written, as a `RunError`."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            stands = "there is none" if self.latest() is None else f"that of step {self.latest():,} stands"
+            raise RunError(
+                f"a checkpoint cannot be written to {self.directory} ({reason}), and before it {stands}: mend that, then give the same command"
+            ) from error
+
+
+def _check_writable(directory: Path) -> None:
+    """Raises `UserError` for a directory of checkpoints that cannot be made or written to, before anything is computed for it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".writable-"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"checkpoints cannot be written to {directory} ({error.strerror}): mend that, or give another --workdir"
+        ) from None
 
 
 def read_variables(directory: Path) -> dict[str, PyTree]:
