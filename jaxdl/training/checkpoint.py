@@ -69,7 +69,7 @@ class Checkpoints:
             try:
                 restored = self._manager.restore(step, args=args)
             except Exception as error:  # Orbax, TensorStore and the JSON reader each have their own.
-                reason = f"{type(error).__name__}: {" ".join(str(error).split())[:200]}"
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             (failed,) = any_process(bool(reason))
             if not failed and restored.progress["checksum"] != int(_checksum(restored.state)):
                 failed, reason = True, "its bytes are not those that were written"
