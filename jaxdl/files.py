@@ -2,11 +2,35 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxdl.errors import UserError
+
+
+def local_path(given: str | os.PathLike) -> Path:
+    """The path that somebody has written, with `~` for a home. Raises `UserError` for a URL, which would become a folder called "gs:", for the home of nobody, and for a NUL."""
+    text = os.fspath(given)
+    if re.match(r"[A-Za-z][\w+.-]*://|(gs|s3|hdfs|file|https?):/", text):  # A `Path` of a URL has one slash.
+        raise UserError(f"{text} is a URL, and files are read and written on this machine: mount or copy it, and give its folder")
+    if "\0" in text:
+        raise UserError(f"{text!r} holds a NUL, which no path can have: give another")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text} is in the home of a user who is not known here: give the whole path") from None
+
+
+def file_name(name: str) -> str:
+    """A name, such as that of a class, as one part of a path: what a file's name cannot have is an underscore there, and a long one is cut."""
+    kept = re.sub(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", "_", name).lstrip(".")
+    return kept.encode()[:_LONGEST_NAME].decode(errors="ignore") or "_"
+
+
+_LONGEST_NAME = 200
+"""Bytes. Most file systems allow 255, of which suffixes and numbers are to have some."""
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from jaxdl.data.elements import AnnotatedImage, CaptionedImage, LabelledImage, L
 from jaxdl.data.sources import Mapped, Source, Split
 from jaxdl.data.tfds import TFDS, Record
 from jaxdl.errors import UserError, unknown
+from jaxdl.files import local_path
 
 E = TypeVar("E")
 
@@ -189,7 +190,7 @@ class Kind(Generic[E]):
 def _path(spec: str) -> Path | None:
     """The path of a folder's spec."""
     form, _, name = spec.partition(":")
-    return Path(name).expanduser() if form == "folder" and name else None
+    return local_path(name) if form == "folder" and name else None
 
 
 def _keywords(reader: Callable[..., Any]) -> set[str]:

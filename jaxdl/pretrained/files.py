@@ -15,6 +15,7 @@ import safetensors
 
 import jaxdl.models
 from jaxdl.errors import UserError, unknown
+from jaxdl.files import local_path
 
 CONFIG_FILES = ("config.json", "model_index.json")
 PROCESSOR_FILES = ("*.json", "spiece.model", "*.spm")
@@ -27,7 +28,7 @@ WEIGHT_FILES = tuple(
 
 def fetch(path_or_hub_name: str | os.PathLike, patterns: Sequence[str], subfolder: str | None = None) -> Path:
     """A local directory as it is, or else the files of a model on the hub, by way of its cache; in it the `subfolder`, which has to exist."""
-    directory = Path(path_or_hub_name).expanduser()
+    directory = local_path(path_or_hub_name)
     if not directory.is_dir():
         directory = _download(str(path_or_hub_name), [f"{subfolder}/{each}" if subfolder else each for each in patterns])
     if not subfolder:
@@ -98,7 +99,7 @@ def weight_files(directory: Path) -> list[Path]:
 def no_weights(path_or_hub_name: str | os.PathLike, directory: Path) -> UserError:
     """The error for a model without safetensors. A pickle is named with what writes them; those on the hub are never fetched, so that it is asked for their names."""
     name = str(path_or_hub_name)
-    if local := Path(name).expanduser().is_dir():
+    if local := local_path(name).is_dir():
         names, name, written = [file.name for file in directory.iterdir()], f"{directory}", f"{directory}"
     else:
         written = name.rpartition("/")[2]
@@ -142,7 +143,7 @@ def _parts(directory: Path) -> str:
 
 
 def _download(name: str, patterns: Sequence[str]) -> Path:
-    if Path(name).expanduser().exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+    if local_path(name).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise UserError(
             f"there is no directory {name}: give one that holds config.json and *.safetensors, or a hub name OWNER/MODEL"
         )

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 from jaxdl import figures
 from jaxdl.data import LABELLED_IMAGES, Cached, LabelledImage, Source, evenly_spaced
 from jaxdl.data.image import ImageProcessor, decode
+from jaxdl.files import local_path
 from jaxdl.metrics import accuracy, classify
 from jaxdl.tasks.memory import Latest
 from jaxdl.training import Report, Run
@@ -63,7 +63,7 @@ class Classification:
         """What says of image files which classes are the likeliest, for `train`; None where no file is asked about. Raises `UserError` for what is no image, before anything is trained."""
         if not files:
             return None
-        images = [self.process(as_colored_as(decode(Path(file).expanduser()), self.process)) for file in files]
+        images = [self.process(as_colored_as(decode(local_path(file)), self.process)) for file in files]
 
         def say(variables: PyTree) -> None:
             for file, logits in zip(files, self._predict(variables, images)):

@@ -24,7 +24,7 @@ from jaxdl import figures
 from jaxdl.data import Source, stack, train_batches
 from jaxdl.data.pipeline import Collate, Transform
 from jaxdl.errors import UserError
-from jaxdl.files import replace_text
+from jaxdl.files import file_name, local_path, replace_text
 from jaxdl.training.checkpoint import Checkpoints
 from jaxdl.training.logging import JsonLines, TensorBoard, WandB, Writer, read_metrics
 from jaxdl.training.parallel import Layout, Rules
@@ -106,7 +106,9 @@ class Run:
 
         Raises `UserError` if the directory holds a run with another config (the difference is shown) or other people's files, if it cannot be written, or if another process is at work in it.
         """
-        directory = Path(directory)
+        directory = local_path(directory)
+        if execution.export:
+            local_path(execution.export)
         with contextlib.ExitStack() as stack:
             problem = None
             if is_first():
@@ -188,7 +190,7 @@ class Run:
                 numbers |= {each: float(number) for each, number in mean_and_spread(name, np.asarray(value, np.float64)).items()}
             elif value is not None and is_first():
                 look_for_stop()
-                label = name.replace("/", "_")
+                label = file_name(name)
                 file = figures.save(value, self.figures / (label if last else f"{label}_{step:06d}"))
                 for writer in self._writers:
                     writer.draw(step, name, file)

@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 from jaxdl import pretrained
 from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError
+from jaxdl.files import local_path
 from jaxdl.nn import stack_blocks, unstack_blocks
 from jaxdl.training.checkpoint import read_variables
 from jaxdl.training.processes import is_first, to_host
@@ -40,7 +41,7 @@ def load_run(directory: str | Path, config_class: type | None = None) -> SavedRu
 
     Raises `UserError` if there is no run, it has no checkpoint that can be read, or its config is not one of that class.
     """
-    path = Path(directory).expanduser() / "config.json"
+    path = local_path(directory) / "config.json"
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         experiment, config = saved["experiment"], saved["config"]
@@ -94,14 +95,14 @@ class Model:
         """Writes the model with these weights to the folder that the run's export names."""
         params = jax.tree.map(to_host, params)
         if is_first():
-            directory = Path(run.execution.export).expanduser()
+            directory = local_path(run.execution.export)
             pretrained.save(self.module, params, directory, tokenizer=self.tokenizer, process=self.process)
             run.say(f"the model is exported to {directory}")
 
 
 def published_folder(name: str) -> str:
     """Where the description of a model lies: for a run its folder `model`, for anything else the name itself. Raises `UserError` for a run without one."""
-    directory = Path(name).expanduser()
+    directory = local_path(name)
     if not (directory / "checkpoints").is_dir():
         return name
     if not (directory / MODEL / "config.json").is_file():
