@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ from jaxdl.data.location_tokens import WORDS, words_to_boxes
 from jaxdl.data.prompts import PromptProcessor
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
+from jaxdl.files import local_path
 from jaxdl.losses import cross_entropy, sigmoid_loss
 from jaxdl.models.gemma import Gemma
 from jaxdl.models.paligemma import PaliGemma, answer
@@ -124,7 +124,7 @@ PRESETS = {
 
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Trains (or goes on training), measures, answers, draws, and returns what is in `result.json`. Weights of `--init` that have no steps to learn only answer, and nothing is returned."""
-    image = decode(Path(config.ask[0]).expanduser()) if config.ask else None
+    image = decode(local_path(config.ask[0])) if config.ask else None
     if config.init and config.ask and not config.steps:
         with run.first_process_first():
             parts = initial_parts(config, "")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +12,19 @@ from typing import Any
 from jaxdl.errors import UserError
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file that is there. Raises `UserError` where it holds anything else, naming it."""
+def parse_json(path: Path) -> Any:
+    """What a file of JSON says. Raises `ValueError` if it is none, is cut, or cannot be read."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a published model. Raises `UserError` where it holds anything else, naming it."""
+    try:
+        content = parse_json(path)
+    except ValueError as error:
         raise UserError(f"{path} is no JSON ({error}): fetch it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__} and no JSON object: fetch it again")
@@ -26,6 +35,29 @@ def refused(path: Path, field: str, value: Any, reason: str) -> UserError:
     """The error for an entry of such an object, which is shown as far as a line has room for it."""
     shown = repr(value) if len(repr(value)) < 80 else f"{repr(value)[:77]}…"
     return UserError(f"{path}: {field!r} ({shown}) {reason}")
+
+
+def local_path(given: str | os.PathLike) -> Path:
+    """The path that somebody has written, with `~` for a home. Raises `UserError` for a URL, which would become a folder called "gs:", for the home of nobody, and for a NUL."""
+    text = os.fspath(given)
+    if re.match(r"[A-Za-z][\w+.-]*://|(gs|s3|hdfs|file|https?):/", text):  # A `Path` of a URL has one slash.
+        raise UserError(f"{text} is a URL, and files are read and written on this machine: mount or copy it, and give its folder")
+    if "\0" in text:
+        raise UserError(f"{text!r} holds a NUL, which no path can have: give another")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text} is in the home of a user who is not known here: give the whole path") from None
+
+
+def file_name(name: str) -> str:
+    """A name, such as that of a class, as one part of a path: what a file's name cannot have is an underscore there, and a long one is cut."""
+    kept = re.sub(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", "_", name).lstrip(".")
+    return kept.encode()[:_LONGEST_NAME].decode(errors="ignore") or "_"
+
+
+_LONGEST_NAME = 200
+"""Bytes. Most file systems allow 255, of which suffixes and numbers are to have some."""
 
 
 def replace_text(path: Path, text: str) -> None:

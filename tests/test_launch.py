@@ -5,18 +5,25 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import jax.numpy as jnp
 import pytest
 from annotated_types import Ge
 
-from jaxdl import launch
+from jaxdl import launch, pretrained
+from jaxdl.data import LABELLED_IMAGES, TABLES
 from jaxdl.errors import RunError, UserError
+from jaxdl.files import file_name, local_path
 from jaxdl.launch.command_line import _field_help
 from jaxdl.nn import ATTENTIONS
-from jaxdl.training import Execution, Run
+from jaxdl.training import Execution, Interrupted, Run, load_run
 from jaxdl.training.saved import config_from_json
 
 
@@ -253,8 +260,8 @@ def raising(error: BaseException):
     return main
 
 
-def no_space() -> RuntimeError:
-    error = RuntimeError("a write failed")
+def no_space(error: Exception | None = None) -> Exception:
+    error = error or RuntimeError("a write failed")
     error.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return error
 
@@ -267,6 +274,15 @@ def no_space() -> RuntimeError:
         (KeyboardInterrupt(), 130, "interrupted; what was saved stands"),
         (no_space(), 1, "error: no space is left on the disk; the last whole checkpoint stands"),
         (ValueError("RESOURCE_EXHAUSTED: No space left on device"), 1, "error: no space is left on the disk"),
+        (no_space(RunError("a checkpoint cannot be written")), 1, "error: no space is left on the disk"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nMore of it"),
+            1,
+            "error: the memory of this machine is full (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.); the last whole checkpoint stands: "
+            "give a smaller --batch-size, cut the batch into parts (--accumulate)",
+        ),
+        (MemoryError("Unable to allocate 9 TiB"), 1, "error: the memory of this machine is full (Unable to allocate 9 TiB)"),
+        (Interrupted("SIGHUP: saved", signal.SIGHUP), 129, "SIGHUP: saved"),
     ],
 )
 def test_every_end_has_its_status_and_its_line(error, status, line, tmp_path, capsys):
@@ -277,10 +293,107 @@ def test_every_end_has_its_status_and_its_line(error, status, line, tmp_path, ca
     assert said.startswith(line)
 
 
-def test_a_termination_outside_of_training_ends_with_143(tmp_path, capsys):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_outside_of_training_ends_with_its_status(tmp_path, capsys, sent):
     with pytest.raises(SystemExit) as ended:
-        launch.launch(experiment(lambda *_: os.kill(os.getpid(), signal.SIGTERM)), ["--workdir", str(tmp_path / "run")])
-    assert ended.value.code == 143 and "SIGTERM" in capsys.readouterr().err
+        launch.launch(experiment(lambda *_: os.kill(os.getpid(), sent)), ["--workdir", str(tmp_path / "run")])
+    assert ended.value.code == 128 + sent and sent.name in capsys.readouterr().err
+
+
+def command(code: str, *arguments: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess:
+    """A program of ours as a shell runs it; its stdout and stderr are read but for what `redirect` says."""
+    line = f"{shlex.quote(sys.executable)} {code} {shlex.join(arguments)} {redirect}"
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | environment
+    return subprocess.run(["bash", "-c", line], capture_output=True, env=env, timeout=120)
+
+
+SAYING = """
+import sys
+from jaxdl.streams import mend_streams
+mend_streams()
+for number in range(20_000):
+    print("accuracy ≥ 0.97, 3 × 4 – \\ud800", number)
+print("≥ \\ud800", file=sys.stderr)
+open(sys.argv[1], "w").write("whole")
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+@pytest.mark.parametrize("redirect", ["", "| head -1; exit ${PIPESTATUS[0]}", ">&-", "2>&-", ">&- 2>&- <&-", "> /dev/full"])
+def test_streams_that_lack_a_reader_or_characters_end_no_program(tmp_path, redirect, encoding):
+    done = command("-c", SAYING, str(tmp_path / "file"), redirect=redirect, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0 and b"Error" not in done.stderr
+    assert (tmp_path / "file").read_text() == "whole"  # No stream is mistaken for it.
+    if "head" in redirect:
+        assert len(done.stdout.splitlines()) == 1
+    if redirect in ("", "| head -1; exit ${PIPESTATUS[0]}", "> /dev/full", ">&-"):
+        assert done.stderr.decode(encoding) == ("≥ ?\n" if encoding == "utf-8" else "? ?\n")
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        ({"JAX_PLATFORMS": "cuda"}, "error: JAX_PLATFORMS=cuda: jax cannot compute on that here"),
+        ({"JAX_PLATFORMS": "tpu"}, "error: JAX_PLATFORMS=tpu: jax cannot compute on that here"),
+        ({"JAX_PLATFORMS": "abacus"}, "error: JAX_PLATFORMS=abacus: jax cannot compute on that here"),
+        ({"XLA_FLAGS": "--xla_nonsense=1"}, "error: XLA_FLAGS='--xla_nonsense=1': this version of XLA refuses them"),
+        ({"XLA_FLAGS": "nonsense"}, "error: XLA_FLAGS='nonsense': this version of XLA refuses them"),
+    ],
+)
+def test_what_jax_cannot_compute_on_is_one_line_before_anything_else(tmp_path, environment, line):
+    done = command("-m", "experiments.mlp", "--workdir", str(tmp_path / "run"), **environment)
+    (said,) = done.stderr.decode().splitlines()
+    assert done.returncode == 2 and said.startswith(line) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("columns", [1, 2, 10])
+def test_a_terminal_of_few_columns_has_help_too(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert "--workdir" in capsys.readouterr().out and os.environ["COLUMNS"] == str(columns)
+
+
+URLS = ["gs://bucket/run", "s3://bucket/run", "hdfs://host/run", "file:///tmp/run", "https://host/run"]
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_is_no_path(url, tmp_path, monkeypatch):
+    """Wherever a path may be given, and as a `Path` too, which has one slash less."""
+    monkeypatch.chdir(tmp_path)
+    for given in (url, Path(url)):
+        for read in (
+            local_path,
+            lambda given: launch.run(experiment(), PRESETS["default"], given),
+            lambda given: launch.run(experiment(), PRESETS["default"], "run", Execution(export=str(given))),
+            load_run,
+            pretrained.load,
+            lambda given: TABLES.open(f"folder:{given}"),
+            lambda given: LABELLED_IMAGES.open("tfds:mnist", data_dir=str(given)),
+        ):
+            with pytest.raises(UserError, match="is a URL, and files are read and written on this machine"):
+                read(given)
+    with pytest.raises(UserError, match="is a URL"):
+        parse("--workdir", url)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_home_is_found_wherever_a_path_is_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_path("~/a") == tmp_path / "a" and local_path("a:b/c") == Path("a:b/c")
+    launch.run(experiment(), PRESETS["default"], "~/run")
+    assert (tmp_path / "run" / "config.json").is_file()
+    assert launch.parse(experiment(), ["--workdir", "~/run"])[2] == tmp_path / "run"
+    for given in ("~nobody-of-that-name/run", "a\0b"):
+        with pytest.raises(UserError):
+            local_path(given)
+
+
+@pytest.mark.parametrize("name", ["a/b", "../../a", "/etc/a", "a\0b", ".hidden", "..", "", "x" * 500, "漢" * 300, "a\nb", "\ud800", "a\\b"])
+def test_any_name_is_one_part_of_a_path(name, tmp_path):
+    kept = file_name(name)
+    (tmp_path / f"{kept}_000001.png").write_text("")
+    assert [path.name for path in tmp_path.iterdir()] == [f"{kept}_000001.png"]
 
 
 def test_a_bug_keeps_its_traceback(tmp_path):

@@ -12,6 +12,7 @@ from jaxdl.data.elements import AnnotatedImage, CaptionedImage, LabelledImage, L
 from jaxdl.data.sources import Info, Mapped, Source, Split
 from jaxdl.data.tfds import TFDS, Record
 from jaxdl.errors import UserError, unknown
+from jaxdl.files import local_path
 
 E = TypeVar("E")
 
@@ -230,12 +231,7 @@ def _naming(spec: str, function: Callable[[Record], E]) -> Callable[[Record], E]
 def _path(spec: str) -> Path | None:
     """The path of a folder's spec."""
     form, _, name = spec.partition(":")
-    if form != "folder" or not name:
-        return None
-    try:
-        return Path(name).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{spec}: {error}: write the path out") from None
+    return local_path(name) if form == "folder" and name else None
 
 
 def _keywords(reader: Callable[..., Any]) -> set[str]:

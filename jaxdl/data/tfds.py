@@ -1,12 +1,12 @@
 """Data sets that TensorFlow Datasets has prepared in array_record format, read without TensorFlow."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from jaxdl.data.digests import digest_of
 from jaxdl.data.sources import Info, Source
 from jaxdl.errors import UserError, unknown
+from jaxdl.files import local_path
 
 Record = Mapping[str, Any]
 
@@ -20,7 +20,7 @@ class TFDS(Source[Record]):
     def __init__(self, name: str, *, splits: tuple[str, ...], part: str = "", data_dir: str = ""):
         import tensorflow_datasets as tfds  # Not everybody needs it.
 
-        directory = os.path.expanduser(data_dir)
+        directory = str(local_path(data_dir)) if data_dir else ""
         where = directory or "TFDS' default folder"
         try:
             builder = tfds.builder(name, data_dir=directory or None)

@@ -57,6 +57,15 @@ def show(axis: "Axes", image: UInt8[np.ndarray, "H W C"]) -> None:
     axis.set(xticks=[], yticks=[])
 
 
+def legend_label(text: str) -> str:
+    """A text as the label of what is drawn: matplotlib leaves those that are empty or begin with `_` out of legends, so that they get a mark before them, which is not drawn."""
+    return _SHOWN + text if text.startswith("_") or not text else text
+
+
+_SHOWN = "\u2063"
+"""An invisible separator, which no font draws."""
+
+
 def save(picture: Picture, path: Path) -> Path:
     """Writes `path` as PNG, or as GIF if it is an animation, and returns where; the suffix is added to a name that lacks it."""
     from PIL import Image
@@ -96,6 +105,7 @@ def _rendered(figure: "Figure") -> UInt8[np.ndarray, "H W 3"]:
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # A box is drawn in its place.
+        warnings.filterwarnings("ignore", "constrained_layout not applied")  # Where texts leave no room for the axes.
         canvas.draw()
     figure.set_layout_engine("none")  # Laid out once: to be drawn again, for a log, is to be drawn the same.
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -125,6 +135,11 @@ def _printed(format_: Any) -> Any:
 
 
 def _printable(text: str) -> str:
-    """Without characters that no font can have: control characters and halves of surrogate pairs, which tokens may hold."""
+    """Without characters that no font can have, control characters and halves of surrogate pairs, which tokens may hold; cut where it is longer than any figure is wide."""
+    text = text.removeprefix(_SHOWN)
+    text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
     broken: Iterable[str] = (c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in text)
     return "".join(broken)
+
+
+_LONGEST = 1000

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxdl.figures.canvas import subplots
+from jaxdl.figures.canvas import legend_label, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +65,7 @@ def timings(
     for number, name in enumerate(passes):
         each = [1e3 * np.asarray(times.get(name, [np.nan]), np.float64) for times in seconds.values()]
         places = np.arange(len(seconds)) + (number - (len(passes) - 1) / 2) * 0.8 / len(passes)
-        axis.bar(places, [times.min() for times in each], 0.76 / len(passes), label=name)
+        axis.bar(places, [times.min() for times in each], 0.76 / len(passes), label=legend_label(name))
         axis.plot(places, [np.median(times) for times in each], "k_", markersize=28 / len(passes))
         for place, times in zip(places, each):
             if np.isfinite(times).all():
@@ -97,7 +97,13 @@ def means_by_class(
             own = own[~np.isnan(own)]
             means.append(own.mean() if own.size else np.nan)
         places = np.arange(len(classes)) + (number - (len(values) - 1) / 2) * width
-        axis.barh(places, means, width, label=name, color="tab:blue" if number == 0 else str(0.55 + 0.3 * number / len(values)))
+        axis.barh(
+            places,
+            means,
+            width,
+            label=legend_label(name),
+            color="tab:blue" if number == 0 else str(0.55 + 0.3 * number / len(values)),
+        )
     axis.set_yticks(range(len(classes)), classes, fontsize=8)
     axis.set_ylim(len(classes) - 0.4, -0.6)
     axis.set(xlabel=xlabel)

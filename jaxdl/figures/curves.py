@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxdl.figures.canvas import subplots
+from jaxdl.figures.canvas import legend_label, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,13 @@ def learning_curves(rows: Sequence[Mapping[str, float | int]]) -> "Figure | None
     for axis, (title, members) in zip(axes, panels.items()):
         for name in members:
             steps, values = zip(*[(row["step"], row[name]) for row in rows if name in row])
-            axis.plot(steps, values, marker="." if name.startswith("eval/") else "", linewidth=1, label=name.rpartition("_")[2])
+            axis.plot(
+                steps,
+                values,
+                marker="." if name.startswith("eval/") else "",
+                linewidth=1,
+                label=legend_label(name.rpartition("_")[2]),
+            )
         axis.set_title(title.removeprefix("eval/").replace("_", " "), fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=7)
@@ -74,12 +80,12 @@ def curves(
             mean = runs.mean(0)
             marker = "." if len(mean) <= 30 else ""
             text = f"{label}: {mean[-1]:.3g}" if final and len(mean) else label
-            (line,) = axis.plot(x, mean, marker=marker, linewidth=1.3, label=text)
+            (line,) = axis.plot(x, mean, marker=marker, linewidth=1.3, label=legend_label(text))
             if len(runs) > 1:
                 low, high = (runs.min(0), runs.max(0)) if band == "range" else (mean - runs.std(0), mean + runs.std(0))
                 axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         for (label, level), grey in zip(levels.items(), np.linspace(0.3, 0.7, max(len(levels), 2))):
-            axis.axhline(level, color=str(grey), linestyle="--", linewidth=1, label=f"{label}: {level:.3g}")
+            axis.axhline(level, color=str(grey), linestyle="--", linewidth=1, label=legend_label(f"{label}: {level:.3g}"))
         axis.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
         axis.set_ylim(limits)
         axis.set_title(name, fontsize=10)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxdl.errors import UserError
-from jaxdl.figures.canvas import subplots
+from jaxdl.figures.canvas import legend_label, subplots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,9 @@ def scatter(
             color = ("black" if name in density else "tab:blue") if group is None else f"C{groups.index(group) % 10}"
             text = None if group is None else classes[group] if classes else str(group)
             if len(own):
-                axis.scatter(*own.T, s=size, color=color, linewidths=0, alpha=0.7, label=text)
+                axis.scatter(
+                    *own.T, s=size, color=color, linewidths=0, alpha=0.7, label=text if text is None else legend_label(text)
+                )
         axis.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
         axis.tick_params(labelsize=7)
         axis.set_title(name, fontsize=10)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from jaxdl.figures.canvas import subplots
+from jaxdl.figures.canvas import legend_label, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ def scaling(
             if not len(sizes):
                 continue
             low, middle, high = costs if costs.ndim == 2 else (None, costs, None)
-            axis.plot(sizes, middle, marker=".", color=colors[name], label=name)
+            axis.plot(sizes, middle, marker=".", color=colors[name], label=legend_label(name))
             if low is not None:
                 axis.fill_between(sizes, low, high, color=colors[name], alpha=0.2, linewidth=0)
         axis.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)

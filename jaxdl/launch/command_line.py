@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 import jax
 
 from jaxdl.errors import UserError, unknown
+from jaxdl.files import local_path
 from jaxdl.launch.cluster import Processes, join
 from jaxdl.launch.config import Config, check
 from jaxdl.launch.devices import check_xla_flags, find_devices
@@ -74,7 +75,7 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[str, Any, P
         [
             (
                 "workdir",
-                Annotated[Path, tyro.conf.arg(metavar="DIR", help="Where the run is kept. The same command again resumes it.")],
+                Annotated[str, tyro.conf.arg(metavar="DIR", help="Where the run is kept. The same command again resumes it.")],
             ),
             (
                 "preset",
@@ -97,7 +98,7 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[str, Any, P
     values = {f.name: getattr(getattr(parsed, name), f.name) for name, fields in groups.items() for f in fields}
     execution = Execution(**vars(parsed.execution))
     check(execution)
-    return preset, config_class(**values), parsed.workdir, execution, Processes(**vars(parsed.processes))
+    return preset, config_class(**values), local_path(parsed.workdir), execution, Processes(**vars(parsed.processes))
 
 
 def _preset(experiment: Experiment, arguments: Sequence[str]) -> str:
@@ -179,6 +180,6 @@ def _set_up_libraries() -> None:
     # Orbax logs the traceback of every failure before it raises it, and abandoned coroutines and writers complain once more.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda unraisable: None
-    report = threading.excepthook
+    report, unraisable = threading.excepthook, sys.unraisablehook
+    sys.unraisablehook = lambda args: None if issubclass(args.exc_type, OSError | RuntimeError | Warning) else unraisable(args)
     threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else report(args)

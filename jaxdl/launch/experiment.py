@@ -86,7 +86,7 @@ def run(
 ) -> dict[str, Any]:
     """Runs an experiment in `workdir`, or goes on with it, and returns what is then in its `result.json`. `preset` is only recorded. Raises what `Run.open` and the experiment raise."""
     how = dict(preset=preset, rules=experiment.rules)
-    with Run.open(Path(workdir).expanduser(), experiment.name, config, execution, **how) as opened:
+    with Run.open(workdir, experiment.name, config, execution, **how) as opened:
         result = experiment.main(config, opened)
         signals.look()
     return result

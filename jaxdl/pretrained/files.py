@@ -1,7 +1,6 @@
 """The files of a published model: where they are, and what is in them."""
 
 import importlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import safetensors
 
 import jaxdl.models
 from jaxdl.errors import UserError, unknown
+from jaxdl.files import local_path, read_json
 
 CONFIG_FILES = ("config.json", "model_index.json")
 PROCESSOR_FILES = ("*.json", "spiece.model", "*.spm")
@@ -27,7 +27,7 @@ WEIGHT_FILES = tuple(
 
 def fetch(path_or_hub_name: str | os.PathLike, patterns: Sequence[str], subfolder: str | None = None) -> Path:
     """A local directory as it is, or else the files of a model on the hub, by way of its cache; in it the `subfolder`, which has to exist."""
-    directory = Path(path_or_hub_name).expanduser()
+    directory = local_path(path_or_hub_name)
     if not directory.is_dir():
         directory = _download(str(path_or_hub_name), [f"{subfolder}/{each}" if subfolder else each for each in patterns])
     if not subfolder:
@@ -39,8 +39,13 @@ def fetch(path_or_hub_name: str | os.PathLike, patterns: Sequence[str], subfolde
 
 def read_config(directory: Path) -> dict[str, Any]:
     """Its `config.json`. Raises `UserError` where there is none, with the sub-folders that have one, as those of diffusers' pipelines."""
-    if not (directory / "config.json").is_file() and (parts := _parts(directory)):
-        raise UserError(f"{directory} holds several models: {parts}")
+    if not (directory / "config.json").is_file():
+        parts = _parts(directory)
+        raise UserError(
+            f"{directory} holds several models: {parts}"
+            if parts
+            else f"{directory} holds no config.json: give the directory of a published model"
+        )
     return read_json(directory / "config.json")
 
 
@@ -114,7 +119,7 @@ def weight_files(directory: Path) -> list[Path]:
 def no_weights(path_or_hub_name: str | os.PathLike, directory: Path) -> UserError:
     """The error for a model without safetensors. A pickle is named with what writes them; those on the hub are never fetched, so that it is asked for their names."""
     name = str(path_or_hub_name)
-    if local := Path(name).expanduser().is_dir():
+    if local := local_path(name).is_dir():
         names, name, written = [file.name for file in directory.iterdir()], f"{directory}", f"{directory}"
     else:
         written = name.rpartition("/")[2]
@@ -135,19 +140,6 @@ def no_weights(path_or_hub_name: str | os.PathLike, directory: Path) -> UserErro
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `UserError` where there is none."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent} holds no {path.name}: give the directory of a published model") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON ({error}): fetch it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object: fetch it again")
-    return content
-
-
 def _parts(directory: Path) -> str:
     """What to do where a directory holds a pipeline of models, a sub-folder each."""
     index = directory / "model_index.json"
@@ -158,7 +150,7 @@ def _parts(directory: Path) -> str:
 
 
 def _download(name: str, patterns: Sequence[str]) -> Path:
-    if Path(name).expanduser().exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+    if local_path(name).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise UserError(
             f"there is no directory {name}: give one that holds config.json and *.safetensors, or a hub name OWNER/MODEL"
         )

@@ -14,6 +14,7 @@ from jaxdl.data.image import ImageProcessor
 from jaxdl.data.prompts import PromptProcessor
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
+from jaxdl.files import local_path
 from jaxdl.models import FAMILIES, TOKENIZERS
 from jaxdl.nn import stack_blocks
 from jaxdl.pretrained.files import (
@@ -94,7 +95,7 @@ def load_image_processor(path_or_hub_name: str | os.PathLike) -> ImageProcessor:
 
 def load_tokenizer(path_or_hub_name: str | os.PathLike) -> Tokenizer:
     """The tokenizer in a file, in a directory, or of a published model. Raises `UserError` if there is none."""
-    if (file := Path(path_or_hub_name).expanduser()).is_file():
+    if (file := local_path(path_or_hub_name)).is_file():
         return Tokenizer.load(file, TOKENIZERS)
     return Tokenizer.load(fetch(path_or_hub_name, PROCESSOR_FILES), TOKENIZERS)
 

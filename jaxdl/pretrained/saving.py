@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree
 
 from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError
-from jaxdl.files import written_whole
+from jaxdl.files import local_path, written_whole
 from jaxdl.models import FAMILIES, IMAGE_PROCESSORS
 from jaxdl.nn import unstack_blocks
 from jaxdl.pretrained.files import STEMS, WEIGHT_FILES
@@ -45,7 +45,7 @@ def save(
     family, config = _describe(module, params, tokenizer)
     stem = STEMS["_class_name" in config]
     tensors = PublishedTensors(params, family.published(module))
-    with written_whole(Path(directory), last="config.json", instead_of=WEIGHT_FILES) as folder:
+    with written_whole(local_path(directory), last="config.json", instead_of=WEIGHT_FILES) as folder:
         _write_description(folder, family, config, module, params, tokenizer, process)
         _write_weights(folder, stem, tensors, max_shard_bytes)
 
@@ -61,7 +61,7 @@ def save_config(
     """Writes what `save` writes, but for the weights: of `params` the shapes are enough. `load_module` builds the module again. Raises `UserError` where `save` does."""
     shapes = jax.eval_shape(unstack_blocks, params)
     family, config = _describe(module, shapes, tokenizer)
-    with written_whole(Path(directory), last="config.json") as folder:
+    with written_whole(local_path(directory), last="config.json") as folder:
         _write_description(folder, family, config, module, shapes, tokenizer, process)
 
 

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from jaxdl import figures
 from jaxdl.data import LABELLED_IMAGES, Cached, LabelledImage, Source, evenly_spaced
 from jaxdl.data.image import ImageProcessor, decode
 from jaxdl.errors import UserError
+from jaxdl.files import local_path
 from jaxdl.metrics import accuracy, classify
 from jaxdl.tasks.memory import Latest
 from jaxdl.tasks.resized import resized
@@ -70,7 +70,7 @@ class Classification:
         """What says of image files which classes are the likeliest, for `train`; None where no file is asked about. Raises `UserError` for what is no image, before anything is trained."""
         if not files:
             return None
-        images = [self._whole(as_colored_as(decode(Path(file).expanduser()), self._whole)) for file in files]
+        images = [self._whole(as_colored_as(decode(local_path(file)), self._whole)) for file in files]
 
         def say(variables: PyTree) -> None:
             for file, logits in zip(files, self._predict(variables, images)):

@@ -12,8 +12,7 @@ from jaxtyping import Integer
 
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
-from jaxdl.files import written_whole
-from jaxdl.training.identity import read_json
+from jaxdl.files import parse_json, written_whole
 from jaxdl.training.workdir import steps
 
 T = TypeVar("T")
@@ -45,7 +44,7 @@ _WAY_OUT = "restore it from a copy, or start anew with --overwrite"
 def kept_tokenizer(directory: Path, make: Callable[[], Tokenizer]) -> Tokenizer:
     """The tokenizer in a run's directory. It is made where there is none yet; what an interrupted process leaves is not taken for one."""
     config = "tokenizer_config.json"
-    kept(directory, config, lambda folder: make().save(folder), lambda: read_json(directory / config))
+    kept(directory, config, lambda folder: make().save(folder), lambda: parse_json(directory / config))
     return _whole(directory / "tokenizer.json", lambda: Tokenizer.load(directory))
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import flax.linen as nn
 import numpy as np
@@ -15,6 +14,7 @@ from jaxdl.data.image import ImageProcessor, decode
 from jaxdl.data.images import template_captions
 from jaxdl.data.text import Tokenizer
 from jaxdl.errors import UserError
+from jaxdl.files import local_path
 from jaxdl.metrics import accuracy, recall_at
 from jaxdl.tasks.memory import Latest
 from jaxdl.training import Layout, Report
@@ -56,7 +56,7 @@ def rank_texts(embed: Embedder, asked: Sequence[str], say: Callable[[str], None]
         raise UserError(
             f"--ask {asked[0]}: give an image file and at least one text: --ask cat.jpg 'a photo of a cat' 'a photo of a dog'"
         )
-    (file, *texts), image = asked, decode(Path(asked[0]).expanduser())
+    (file, *texts), image = asked, decode(local_path(asked[0]))
 
     def answer(variables: PyTree) -> None:
         (similarity,) = embed.images(variables, [image]) @ embed.texts(variables, texts).T

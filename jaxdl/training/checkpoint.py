@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, PyTree, UInt32
 
 from jaxdl.errors import RunError, UserError
-from jaxdl.training.identity import differences, plain, read_json
+from jaxdl.files import parse_json
+from jaxdl.training.identity import differences, plain
 from jaxdl.training.processes import any_process, barrier, is_first
 from jaxdl.training.state import TrainState
 
@@ -103,8 +104,8 @@ class Checkpoints:
         if closed := next((path for path in folder.rglob("*") if not os.access(path, os.R_OK)), None):
             raise UserError(f"{closed} may not be read: change its permissions (chmod u+r), or move {folder} away")
         try:
-            config = read_json(folder / "config" / "metadata")
-            experiment = read_json(folder / "progress" / "metadata").get("experiment", self.experiment)
+            config = parse_json(folder / "config" / "metadata")
+            experiment = parse_json(folder / "progress" / "metadata").get("experiment", self.experiment)
             changed = differences(config, self.config)
         except (ValueError, AttributeError, TypeError):
             return  # It is damaged, which the restoring finds.

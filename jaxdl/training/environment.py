@@ -7,8 +7,7 @@ from typing import Any
 import jax
 
 from jaxdl.data import Source
-from jaxdl.files import replace_text
-from jaxdl.training.identity import read_json
+from jaxdl.files import parse_json, replace_text
 
 
 class Environment:
@@ -35,7 +34,7 @@ class Environment:
     def changes(self) -> str:
         """In a line what has changed since the run began; nothing if nothing has, or it is not known."""
         try:
-            before, now = read_json(self.path), self.now()
+            before, now = parse_json(self.path), self.now()
         except ValueError:
             return ""
         if not isinstance(before, dict) or not isinstance(before.get("data"), dict):

@@ -20,14 +20,6 @@ def plain(config: Any) -> dict[str, Any]:
     return _as_json({name: value for name, value in dataclasses.asdict(config).items() if name not in aside})
 
 
-def read_json(path: Path) -> Any:
-    """What a file of JSON says. Raises `ValueError` if it is none, is cut, or cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from None
-
-
 def as_identity(found: Any) -> Identity | None:
     """What was read of a file, if it has the form of a run's `config.json`: published models have files of that name too."""
     if not isinstance(found, dict) or found.keys() != {"experiment", "preset", "config"}:

@@ -78,19 +78,24 @@ class TensorBoard:
 
 
 class WandB:
-    """A Weights & Biases run that resumes under the id kept in the run's directory."""
+    """A Weights & Biases run that resumes under the id kept in the run's directory. Raises `UserError` where there is no wandb, or it cannot begin, as without a key."""
 
     def __init__(self, directory: Path, name: str, config: dict[str, Any]):
         try:
             import wandb
-        except ImportError:
-            raise UserError("--wandb needs the wandb package: pip install 'jaxdl[wandb]'") from None
+        except ImportError as error:
+            raise UserError(f"--wandb needs the wandb package ({error}): pip install 'jaxdl[wandb]'") from None
         id_file = directory / "wandb_id"
         if not id_file.exists():
-            id_file.write_text(secrets.token_hex(4))
-        self._run = wandb.init(
-            project="jaxdl", name=name, id=id_file.read_text(), resume="allow", dir=str(directory), config=config
-        )
+            replace_text(id_file, secrets.token_hex(4))
+        identity = id_file.read_text(encoding="utf-8").strip()
+        try:
+            self._run = wandb.init(project="jaxdl", name=name, id=identity, resume="allow", dir=str(directory), config=config)
+        except Exception as error:  # Its own, those of its settings, and what several HTTP libraries raise.
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(
+                f"--wandb: Weights & Biases cannot begin ({reason}): run `wandb login`, set WANDB_API_KEY or WANDB_MODE=offline, or leave the flag out"
+            ) from None
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
@@ -108,7 +113,7 @@ class WandB:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl` or a `layers.jsonl`. What is no row, such as a line that a kill cut short or a power failure filled with zeros, is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # JSON may hold what else ends a line.
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
             if isinstance(row, dict) and type(row.get("step")) is int:

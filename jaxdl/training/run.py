@@ -22,11 +22,11 @@ from jaxdl import figures
 from jaxdl.data import Source, report_left_out, stack, train_batches
 from jaxdl.data.pipeline import Collate, Transform
 from jaxdl.errors import UserError
-from jaxdl.files import replace_text
+from jaxdl.files import file_name, local_path, parse_json, replace_text
 from jaxdl.training.aside import discard
 from jaxdl.training.checkpoint import Checkpoints
 from jaxdl.training.environment import Environment
-from jaxdl.training.identity import plain, read_json
+from jaxdl.training.identity import plain
 from jaxdl.training.logging import JsonLines, TensorBoard, WandB, Writer, read_metrics
 from jaxdl.training.parallel import Layout, Rules
 from jaxdl.training.processes import any_process, first_process_first, is_first, look_for_stop
@@ -105,9 +105,11 @@ class Run:
 
         Raises `UserError` if the directory holds a run with another config (the difference is shown) or other people's files, if it cannot be written, or if another process is at work in it (`jaxdl.training.workdir`).
         """
-        directory = Path(directory)
+        directory = local_path(directory)
         if ".." in directory.parts:
             directory = directory.resolve()
+        if execution.export:
+            local_path(execution.export)
         with contextlib.ExitStack() as stack:
             problem = None
             if is_first():
@@ -200,7 +202,7 @@ class Run:
                 numbers |= {each: float(number) for each, number in mean_and_spread(name, np.asarray(value, np.float64)).items()}
             elif value is not None and is_first():
                 look_for_stop()
-                label = name.replace("/", "_")
+                label = file_name(name)
                 file = figures.save(value, self.figures / (label if last else f"{label}_{step:06d}"))
                 for writer in self._writers:
                     writer.draw(step, name, file)
@@ -248,7 +250,7 @@ class Run:
 def read_result(directory: Path) -> dict[str, Any] | None:
     """What is in the `result.json` of a run, or None if there is none that is whole: the same command writes it again."""
     try:
-        result = read_json(directory / "result.json")
+        result = parse_json(directory / "result.json")
     except ValueError:
         return None
     return result if isinstance(result, dict) and result else None

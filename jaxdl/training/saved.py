@@ -14,10 +14,11 @@ from jaxtyping import PyTree
 from jaxdl import pretrained
 from jaxdl.data.image import ImageProcessor
 from jaxdl.errors import UserError
+from jaxdl.files import local_path, parse_json
 from jaxdl.nn import stack_blocks, unstack_blocks
 from jaxdl.pretrained.files import WEIGHT_FILES
 from jaxdl.training.checkpoint import read_variables
-from jaxdl.training.identity import as_identity, config_from_json, read_json
+from jaxdl.training.identity import as_identity, config_from_json
 from jaxdl.training.processes import is_first, to_host
 from jaxdl.training.run import Run
 from jaxdl.training.workdir import FOLDERS, RUN_FOLDERS
@@ -42,9 +43,9 @@ def load_run(directory: str | Path, config_class: type | None = None) -> SavedRu
 
     Raises `UserError` if there is no run, it has no checkpoint that can be read, or its config is not one of that class.
     """
-    path = Path(directory).expanduser() / "config.json"
+    path = local_path(directory) / "config.json"
     try:
-        saved = as_identity(read_json(path)) if path.exists() else None
+        saved = as_identity(parse_json(path)) if path.exists() else None
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is damaged ({reason}): restore it from a copy, or give another run") from None
@@ -84,7 +85,7 @@ class Model:
         """Writes the model with these weights to the folder that the run's export names."""
         params = jax.tree.map(to_host, params)
         if is_first():
-            directory = Path(run.execution.export).expanduser()
+            directory = local_path(run.execution.export)
             pretrained.save(self.module, params, directory, tokenizer=self.tokenizer, process=self.process)
             run.say(f"the model is exported to {directory}")
 
@@ -108,7 +109,7 @@ def _refuse_other_files(folder: Path, directory: Path) -> None:
 
 def published_folder(name: str) -> str:
     """Where the description of a model lies: for a run its folder `model`, for anything else the name itself. Raises `UserError` for a run without one."""
-    directory = Path(name).expanduser()
+    directory = local_path(name)
     if not (directory / "checkpoints").is_dir():
         return name
     if not (directory / MODEL / "config.json").is_file():

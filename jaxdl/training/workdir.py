@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxdl.errors import UserError
-from jaxdl.files import replace_text
+from jaxdl.files import parse_json, replace_text
 from jaxdl.training import aside
 from jaxdl.training.aside import CONFIG
-from jaxdl.training.identity import Identity, as_identity, differences, plain, read_json, refuse_another
+from jaxdl.training.identity import Identity, as_identity, differences, plain, refuse_another
 
 LOCK = ".lock"
 
@@ -32,7 +32,7 @@ FILES = (*_WHOLE, *_UNFINISHED, LOCK, _ENDED, "*_translations.txt", "*_translati
 """Names of the files that runs write. A new one has to be added here."""
 _CHECKPOINTS, _OTHER_RUNS = "checkpoints", "beside"
 FOLDERS = {
-    _CHECKPOINTS: ("[0-9]*",),
+    _CHECKPOINTS: ("[0-9]*", ".writable-*"),
     "figures": ("*.png", "*.gif"),
     "tensorboard": ("events.out.tfevents.*",),
     "model": ("*.json", "*.model", "*.spm", "*.txt", "*.safetensors", ".unfinished-*"),
@@ -121,7 +121,7 @@ def _no_run(directory: Path, entry: str) -> UserError:
     if not (directory / CONFIG).is_file():
         return UserError(f"{directory} holds {entry} and is no run: give another --workdir")
     try:
-        read_json(directory / CONFIG)
+        parse_json(directory / CONFIG)
     except ValueError as error:
         reason = " ".join(str(error).split())
         return UserError(
@@ -147,12 +147,12 @@ def _identity(directory: Path) -> Identity | None:
     path = directory / CONFIG
     if path.exists() or path.is_symlink():
         with contextlib.suppress(ValueError):
-            return as_identity(read_json(path))
+            return as_identity(parse_json(path))
         if not path.is_file():
             return None
     for step in steps(directory):
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            parts = {name: read_json(directory / _CHECKPOINTS / str(step) / name / "metadata") for name in ("progress", "config")}
+            parts = {name: parse_json(directory / _CHECKPOINTS / str(step) / name / "metadata") for name in ("progress", "config")}
             return as_identity({"experiment": parts["progress"]["experiment"], "preset": "", "config": parts["config"]})
     return None
 

@@ -6,8 +6,12 @@ from PIL import Image
 
 from jaxdl import figures
 from jaxdl.errors import UserError
+from jaxdl.figures.canvas import legend_label
 
-HOSTILE = ["$x_1$ costs 5$ and 7$", "an unbalanced { and $\\frac{1}{$", "漢字 🙂", "\x00\ud800\t", "$"]
+HOSTILE = [
+    "$x_1$ costs 5$ and 7$", "a$b$c", "an unbalanced { and $\\frac{1}{$", "漢字 🙂", "\x00\ud800\t", "$", "_hidden", "", "a\nb\u2028c",
+    "שלום", "x" * 5000,
+]  # fmt: skip
 
 
 def ink(text: str) -> int:
@@ -27,7 +31,7 @@ def test_dollars_in_a_text_are_no_mathematics():
 def test_any_text_is_drawn_anywhere(text):
     figure, axes = figures.subplots(2, 1, 4, 3)
     for axis in axes:
-        axis.plot([1, 10], [1, 100], label=text)
+        axis.plot([1, 10], [1, 100], label=legend_label(text))
         axis.legend(title=text)
         axis.annotate(text, (1, 1))
         axis.set(xlabel=text, ylabel=text, title=text)
@@ -38,6 +42,21 @@ def test_any_text_is_drawn_anywhere(text):
     figures.pixels(figure)
     figures.pixels(figure)  # Twice is as once.
     assert "\x00" not in axes[1].xaxis.get_major_formatter()(1)
+
+
+@pytest.mark.parametrize("text", ["_hidden", "__", "", "shown"])
+def test_a_legend_has_every_name(text):
+    """Matplotlib leaves out those that begin with an underscore."""
+    x = np.arange(3.0)
+    drawn = (
+        figures.curves({"panel": {text: (x, x)}}, title="", final=False),
+        figures.scaling({"panel": {text: ([1, 2, 3], x + 1)}}, columns=1, xlabel="", ylabel=""),
+        figures.scatter({"panel": np.eye(2)}, labels={"panel": np.zeros(2, int)}, classes=[text]),
+    )
+    for figure in drawn:
+        figures.pixels(figure)
+        legends = [*figure.legends, *(axis.get_legend() for axis in figure.axes if axis.get_legend())]
+        assert [label.get_text() for legend in legends for label in legend.get_texts()] == [text]
 
 
 def test_powers_along_logarithmic_axes_stay_mathematics():

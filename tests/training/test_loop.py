@@ -1,5 +1,6 @@
 """What must not be lost is not lost: checkpoints, resuming, signals, and the guard against what is not finite."""
 
+import errno
 import gc
 import json
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxdl import signals
 from jaxdl.data import Source, train_batches
 from jaxdl.errors import RunError, UserError
 from jaxdl.training import (
@@ -97,7 +99,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainState, Path]:
     return train(directory), directory
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(tmp_path, whole, sent):
     with pytest.raises(Interrupted) as stopped:
         train(tmp_path / "cut", **interrupt_at(11, sent))
@@ -417,3 +419,78 @@ def test_environments_on_the_host_act_with_what_was_learned_and_go_on_where_they
     run(tmp_path / "cut", 4)
     again, resumed = run(tmp_path / "cut", 9)
     assert parameters_sha256(again.params) == parameters_sha256(whole.params) and resumed.position == room.position
+
+
+def test_a_stop_in_the_last_step_comes_before_what_follows_it(tmp_path, whole):
+    """The next command goes on with the evaluation."""
+    with pytest.raises(Interrupted, match="saved at step 30 of 30"):
+        train(tmp_path / "cut", **interrupt_at(29))
+    resumed = train(tmp_path / "cut", step=lambda state, batch: pytest.fail("a step was made"))
+    assert parameters_sha256(resumed.params) == parameters_sha256(whole[0].params)
+
+
+def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(tmp_path):
+    seen = []
+
+    def evaluate(variables: dict, key: jax.Array) -> dict[str, float]:
+        seen.append(float(variables["params"]["slope"]))
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signals.look()  # As it is between batches.
+        return {"slope": seen[-1]}
+
+    with pytest.raises(Interrupted, match="saved at step 20 of 30"):
+        train(tmp_path / "cut", evaluate=evaluate, evaluate_every=10)
+    train(tmp_path / "cut", evaluate=evaluate, evaluate_every=10)
+    assert len(seen) == 3 and seen[1] == seen[2]
+    rows = read_metrics(tmp_path / "cut" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "eval/slope" in row] == [10, 20]
+
+
+@pytest.mark.parametrize("damage", ["a file", "read-only"])
+def test_checkpoints_that_cannot_be_written_are_refused_before_training(tmp_path, damage, monkeypatch):
+    if damage == "a file":
+        (tmp_path / "config.json").write_text(json.dumps({"experiment": "line", "preset": "default", "config": load_config()}))
+        (tmp_path / "checkpoints").write_text("")
+    else:
+
+        def refuse(*given, **options):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr("jaxdl.training.checkpoint.tempfile.TemporaryDirectory", refuse)
+    with pytest.raises(UserError, match="checkpoints cannot be written to .*: mend that, or give another --workdir"):
+        train(tmp_path, step=lambda state, batch: pytest.fail("a step was made"))
+
+
+def load_config() -> dict:
+    return {"seed": 0, "sizes": [3], "spans": [[0.5, "half"], [1, "whole"]]}
+
+
+def test_a_checkpoint_that_cannot_be_written_in_mid_run_is_one_line_and_a_quick_end(tmp_path):
+    """In a process of its own, which must not wait for the threads of Orbax: those wait for minutes."""
+    code = f"""
+import os, shutil, sys
+import test_loop
+from jaxdl.launch.command_line import _set_up_libraries
+from jaxdl.launch.exits import exit_statuses, own_process
+
+def evaluate(variables, key):
+    shutil.rmtree({str(tmp_path)!r} + "/run/checkpoints")
+    open({str(tmp_path)!r} + "/run/checkpoints", "w")
+    return {{}}
+
+own_process()
+_set_up_libraries()
+with exit_statuses():
+    test_loop.train(test_loop.Path({str(tmp_path)!r}) / "run", evaluate=evaluate, evaluate_every=10)
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, timeout=60)
+    assert done.returncode == 1 and len(done.stderr.decode().splitlines()) == 1, done.stderr.decode()[-2000:]
+    assert "error: a checkpoint cannot be written to" in done.stderr.decode()
+
+
+def test_other_ends_of_lines_within_a_row_end_no_row(tmp_path):
+    rows = [{"step": 1, f"eval/{name}": 1.0} for name in ("a\u2028b", "a\u2029b", "a\x85b", "a\x0cb", "a\x1eb")]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) + '{"step": 2, "cu', "utf-8")
+    assert read_metrics(tmp_path / "metrics.jsonl") == rows
