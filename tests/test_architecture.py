@@ -54,7 +54,7 @@ def test_every_public_function_says_what_it_does():
     assert silent == []
 
 
-GENERAL = "data", "metrics", "figures", "pretrained", "nn", "losses", "generate.py", "weights.py"
+GENERAL = "data", "metrics", "figures", "pretrained", "nn", "losses", "generate", "weights.py", "settings.py", "files.py"
 """What serves all families, and names none."""
 
 # `clip` is a verb too.

@@ -18,26 +18,12 @@ SMALLEST_STD = 1e-6
 
 _STEPS = dict(do_resize=True, do_rescale=True, rescale_factor=1 / 255, do_normalize=True, do_center_crop=None, crop_size=None)
 _STEPS |= dict(do_convert_rgb=None, do_pad=None, pad_size=None, default_to_square=True)
-_HALF = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
-_OPENAI = dict(image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711])
-_SQUARE = dict(height=224, width=224)
-CLASSES: dict[str, dict[str, Any]] = {
-    "CLIPImageProcessor": {
-        **dict(_STEPS, **_OPENAI, resample=3, do_convert_rgb=True, default_to_square=False),
-        **dict(size=dict(shortest_edge=224), do_center_crop=True, crop_size=_SQUARE),
-    },
-    "SiglipImageProcessor": dict(_STEPS, **_HALF, resample=3, do_convert_rgb=True, default_to_square=False, size=_SQUARE),
-    "ViTImageProcessor": dict(_STEPS, **_HALF, resample=2, size=_SQUARE),
-}
+_PUBLISHED = read_json(Path(__file__).with_name("image_processors.json"))
+CLASSES: dict[str, dict[str, Any]] = {name: _STEPS | changes for name, changes in _PUBLISHED["classes"].items()}
 """The classes of transformers that are read here, with what each does where its file says nothing (transformers 5, `models/*/image_processing_*.py`)."""
-
-_OF_FAMILY = {
-    "clip": "CLIPImageProcessor",
-    "paligemma": "SiglipImageProcessor",
-    "siglip": "SiglipImageProcessor",
-    "vit": "ViTImageProcessor",
-}
+_OF_MODEL: dict[str, str] = _PUBLISHED["class_of_model_type"]
 """The class by the `model_type` of `config.json`, or by the beginning of `processor_class`, where the file names none itself."""
+_THAT_CROPS = next(name for name, config in CLASSES.items() if config["do_center_crop"])
 
 _OF_NO_ACCOUNT = (
     *("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "_valid_processor_keys"),
@@ -63,7 +49,7 @@ def read_fields(directory: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _known() -> set[str]:
-    return {*CLASSES["CLIPImageProcessor"], *_OF_NO_ACCOUNT}
+    return {*CLASSES[_THAT_CROPS], *_OF_NO_ACCOUNT}
 
 
 def _described(directory: Path) -> tuple[Path, dict[str, Any]]:
@@ -81,7 +67,7 @@ def _described(directory: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _class(config: dict[str, Any], path: Path) -> str | None:
-    """The class that the file names, or its model has. Only CLIP's crops, so that its file may go without a name."""
+    """The class that the file names, or its model has. Only one of them crops, so that its file may go without a name."""
     for field in ("image_processor_type", "feature_extractor_type"):
         if (named := config.get(field)) is not None:
             name = named if isinstance(named, str) else ""
@@ -92,8 +78,8 @@ def _class(config: dict[str, Any], path: Path) -> str | None:
     model = path.parent / "config.json"
     family = str(read_json(model).get("model_type")).removesuffix("_vision_model") if model.is_file() else ""
     processor = str(config.get("processor_class")).removesuffix("Processor").lower()
-    found = _OF_FAMILY.get(family, _OF_FAMILY.get(processor))
-    return found or ("CLIPImageProcessor" if config.get("do_center_crop") else None)
+    found = _OF_MODEL.get(family, _OF_MODEL.get(processor))
+    return found or (_THAT_CROPS if config.get("do_center_crop") else None)
 
 
 def _fields(config: dict[str, Any], path: Path) -> dict[str, Any]:

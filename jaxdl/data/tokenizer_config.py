@@ -44,6 +44,7 @@ def read_config(directory: Path, classes: Mapping[str, Mapping[str, Any]], *, of
 
 
 def write_config(directory: str | os.PathLike, config: dict[str, Any]) -> None:
+    """Writes a `tokenizer_config.json`."""
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
     (Path(directory) / "tokenizer_config.json").write_text(text + "\n", "utf-8")
 

@@ -23,6 +23,7 @@ def padded_on_the_left(prompt: Int[Array, "B T"], valid: Bool[Array, "B T"]) -> 
 
 
 def end_tokens(end: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The ids that end a text: none, one or several. Raises `UserError` for what is no id."""
     try:
         return () if end is None else tuple(operator.index(token) for token in np.atleast_1d(end))
     except TypeError:

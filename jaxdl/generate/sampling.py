@@ -69,4 +69,5 @@ def choose(logits: Float[Array, "*batch V"], sampling: Sampling, key: PRNGKeyArr
 
 
 def suppress(logits: Float[Array, "*batch V"], tokens: tuple[int, ...]) -> Float[Array, "*batch V"]:
+    """Logits, or logarithms of probabilities, with −∞ for these tokens."""
     return logits.at[..., jnp.array(tokens)].set(-jnp.inf) if tokens else logits

@@ -80,9 +80,9 @@ def claimed(directory: Path, experiment: str, preset: str, config: Any, overwrit
         except BaseException:
             _settle(directory)
             raise
-        aside.discard(directory)
         if not steps(directory):
             (directory / _ENDED).touch()
+        aside.discard(directory)
 
 
 def steps(directory: Path) -> list[int]:
