@@ -469,13 +469,13 @@ def load_config() -> dict:
 def test_a_checkpoint_that_cannot_be_written_in_mid_run_is_one_line_and_a_quick_end(tmp_path):
     """In a process of its own, which must not wait for the threads of Orbax: those wait for minutes."""
     code = f"""
-import os, shutil, sys
+import os, sys
 import test_loop
 from jaxdl.launch.command_line import _set_up_libraries
 from jaxdl.launch.exits import exit_statuses, own_process
 
 def evaluate(variables, key):
-    shutil.rmtree({str(tmp_path)!r} + "/run/checkpoints")
+    os.rename({str(tmp_path)!r} + "/run/checkpoints", {str(tmp_path)!r} + "/gone")  # At once, whatever is being written there.
     open({str(tmp_path)!r} + "/run/checkpoints", "w")
     return {{}}
 
