@@ -1,0 +1,36 @@
+"""Q-networks."""
+
+import functools
+
+from family import Family, Learner, descend, integers, normal
+
+from experiments import dqn
+from families.ppo import AGENTS, METRICS
+from jaxdl.models.agents import QNetwork
+
+FAMILY = Family(
+    dqn.EXPERIMENT,
+    tiny=AGENTS | dict(batch_size=8, sync=1, warm=8, memory=32, width=8),
+    metrics=METRICS,
+    figures={"film", "returns", "q_values"},
+    learner=Learner(
+        QNetwork(3, width=32),
+        {
+            "observation": normal(4),
+            "action": integers(3),
+            "target": normal(),
+            "weight": lambda rng, rows: rng.random(rows).astype("float32"),
+        },
+        lambda batch: (batch["observation"],),
+        lambda module, layout: [descend(functools.partial(dqn.objective, module, dqn.PRESETS["default"]))],
+    ),
+    refused=[
+        (
+            dict(environment="pendulum"),
+            "pendulum has continuous ones of shape 1, and dqn chooses discrete actions: ppo and sac can",
+        ),
+        (dict(sync=3), "--steps 2 is no multiple of --sync 3"),
+        (dict(warm=64), "at most --memory 32"),
+        (dict(parallel="pmap"), "--parallel pmap: dqn draws from one memory"),
+    ],
+)
