@@ -48,13 +48,13 @@ class Config(launch.Config, launch.Agents, launch.Ask):
 
 
 _PENDULUM = Config(
-    environment="pendulum", steps=8_000, batch_size=128, learning_rate=2e-3, warmup=0.0, clip=1e3, weight_decay=0.0,
-    evaluate_every=800,
+    environment="pendulum", steps=16_000, batch_size=128, learning_rate=1e-3, warmup=0.0, clip=1e3, weight_decay=0.0,
+    evaluate_every=1_600,
 )  # fmt: skip
 
 PRESETS = {
     "default": _PENDULUM,
-    "mountain_car": dataclasses.replace(_PENDULUM, environment="mountain_car_continuous", steps=24_000, evaluate_every=2_400, seeds=4),
+    "mountain_car": dataclasses.replace(_PENDULUM, environment="mountain_car_continuous", steps=32_000, evaluate_every=3_200, seeds=4),
     # The paper's sizes, for environments of Gymnasium's such as gymnasium:HalfCheetah-v5.
     "large": dataclasses.replace(
         _PENDULUM, steps=1_000_000, batch_size=256, learning_rate=3e-4, tau=0.005, width=256, memory=1_000_000, warm=10_000,

@@ -24,8 +24,8 @@ RULES = (("^carry/environments/", PartitionSpec(None, "data")), ("^carry/replay/
 Act = Callable[[Float[Array, "E *shape"], Key[Array, "E"]], tuple[Array, PyTree]]
 """From what is seen in each environment, and a key for each, to an action for each, and what else is to be kept."""
 
-_BEGINNINGS = 2**20
-"""The seed of what evaluations begin with: another than people give to a training."""
+_BEGINNINGS = 2**20 + 3
+"""The seed of what evaluations begin with: another than people give to a training, and one whose hundred pendulums are as hard as pendulums are on average (the optimum of them is −137.4, that of 4,000 others −137.2)."""
 
 
 class Settings(Protocol):

@@ -95,7 +95,8 @@ def init_state(
     def make(given: PyTree | None) -> TrainState:
         if seeds is None:
             return make_one(given, jnp.asarray(np.int64(seed)))  # As `jax.random.key` takes large ones.
-        stacked = jax.vmap(lambda seed: make_one(given, seed))(seed + jnp.arange(seeds))
+        # One after another: a batch of QR decompositions (orthogonal kernels) waits within XLA's pool of threads for threads of that pool, and two at a time wait for ever on two cores (seen with jaxlib 0.10.2).
+        stacked = jax.lax.map(lambda seed: make_one(given, seed), seed + jnp.arange(seeds))
         return stacked.replace(step=jnp.zeros((), jnp.int32))
 
     if shardings is None:
