@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jaxdl.environments.classic import Acrobot, CartPole, MountainCar, MountainCarContinuous, Pendulum
 from jaxdl.environments.gymnasium import Gymnasium
 from jaxdl.environments.gymnax import Gymnax
-from jaxdl.environments.interface import Environment, Episode, Moment, advance, begin, host
+from jaxdl.environments.interface import Environment, Episode, Moment, advance, begin
 from jaxdl.environments.pixels import Breakout, Catch
 from jaxdl.environments.spaces import Box, Discrete, Space
 from jaxdl.errors import unknown
@@ -51,6 +51,5 @@ __all__ = [
     "Space",
     "advance",
     "begin",
-    "host",
     "make",
 ]

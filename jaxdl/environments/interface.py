@@ -4,7 +4,6 @@ An environment is a value without state; what changes is a `State`, which its me
 """
 
 import abc
-from typing import Any
 
 import flax.struct
 import jax
@@ -95,8 +94,3 @@ def advance(environment: Environment, episode: Episode, action: Action) -> tuple
     anew = begin(environment, jax.random.fold_in(episode.key, 2**31 - 2))
     on = Episode(state, episode.key, time, total)
     return jax.tree.map(lambda new, old: jnp.where(ended, new, old), anew, on), moment
-
-
-def host(state: Any) -> Any:
-    """A state as numpy, for `render`."""
-    return jax.tree.map(np.asarray, state)

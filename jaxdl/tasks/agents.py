@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxdl import figures
-from jaxdl.environments import Box, Discrete, Environment, Episode, Moment, advance, begin, host, make
+from jaxdl.environments import Box, Discrete, Environment, Episode, Moment, advance, begin, make
 from jaxdl.errors import UserError
 from jaxdl.metrics import interquartile_interval, interquartile_mean
 from jaxdl.tasks.replay import Replay
@@ -59,7 +59,7 @@ def open_environment(
         raise UserError(
             f"--environment {config.environment} has {space}: actions are rows of numbers within bounds; choose another"
         )
-    if len(shape) not in ((1, 3) if images else (1,)):
+    if len(shape) not in ((1, 2, 3) if images else (1,)):
         raise UserError(
             f"--environment {config.environment} shows arrays of shape {shape}: {name} reads vectors{' and images' if images else ''}; choose another"
         )
@@ -196,32 +196,29 @@ class Judge:
             "iqm_return_high": high,
         }
 
-    def play(self, variables: PyTree, key: Key[Array, ""]) -> tuple[float, list[np.ndarray]]:
-        """An episode of the median agent: its return, and its pictures, none where the environment has none."""
+    def play(self, variables: PyTree, key: Key[Array, ""]) -> tuple[float, figures.Animation | None]:
+        """An episode of the median agent: its return, and its film of up to 250 pictures, None where the environment has none."""
         returns = self.returns(variables)
         agent = np.argsort(returns, kind="stable")[(len(returns) - 1) // 2]
         states, moments = jax.tree.map(to_host, self._watched(variables, agent, key))
         length = int(np.argmax(moments.ended)) + 1
-        states = [jax.tree.map(lambda x, time=time: x[time], host(states)) for time in range(length)]
-        first = self.environment.render(states[0])
-        frames = [] if first is None else [first, *map(self.environment.render, states[1:])]
-        return float(moments.total[length - 1]), frames
+        total, every = float(moments.total[length - 1]), -(-length // 250)
+        shown = (jax.tree.map(lambda x, time=time: np.asarray(x[time]), states) for time in range(0, length, every))
+        frames = [frame for frame in map(self.environment.render, shown) if frame is not None]
+        speed = max(self.environment.frames_per_second / every, 5)
+        return total, figures.Animation(np.stack(frames), speed) if frames else None
 
     def show(self, variables: PyTree, key: Key[Array, ""]) -> Report:
         """A film of the median agent, of several episodes where they are short."""
-        frames: list[np.ndarray] = []
+        films: list[figures.Animation] = []
         for number in range(10):
-            frames += self.play(variables, jax.random.fold_in(jax.random.key(_BEGINNINGS), number))[1]
-            if not frames or len(frames) >= 100:
+            film = self.play(variables, jax.random.fold_in(jax.random.key(_BEGINNINGS), number))[1]
+            if film is None:
+                return {}
+            films.append(film)
+            if sum(len(film.frames) for film in films) >= 100:
                 break
-        return {"film": self.film(frames)}
-
-    def film(self, frames: list[np.ndarray]) -> figures.Animation | None:
-        """Up to 250 of the frames, evenly, at their speed."""
-        if not frames:
-            return None
-        every = -(-len(frames) // 250)
-        return figures.Animation(np.stack(frames[::every]), max(self.environment.frames_per_second / every, 5))
+        return {"film": figures.Animation(np.concatenate([film.frames for film in films]), films[-1].frames_per_second)}
 
     def conclude(self, variables: PyTree, moments_per_step: float) -> Report:
         """Beside the agents: random actions and the bounds, from the same beginnings; how fast it went, of `moments_per_step` that all agents see in a step; and the curve of how they came to it."""
@@ -254,8 +251,7 @@ class Judge:
 
         def play(variables: PyTree) -> None:
             for word in asked:
-                total, frames = self.play(variables, jax.random.key(int(word)))
-                film = self.film(frames)
+                total, film = self.play(variables, jax.random.key(int(word)))
                 path = figures.save(film, self.run.figures / f"episode_{word}") if film else "no film: it has no pictures"
                 self.run.say(f"episode {word}: return {total:.4g}; {path}")
 

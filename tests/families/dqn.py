@@ -2,11 +2,13 @@
 
 import functools
 
-from family import Family, Learner, descend, integers, normal
+import optax
+from family import Family, Learner, integers, normal
 
 from experiments import dqn
 from families.ppo import AGENTS, METRICS
 from jaxdl.models.agents import QNetwork
+from jaxdl.training import Update
 
 FAMILY = Family(
     dqn.EXPERIMENT,
@@ -22,7 +24,9 @@ FAMILY = Family(
             "weight": lambda rng, rows: rng.random(rows).astype("float32"),
         },
         lambda batch: (batch["observation"],),
-        lambda module, layout: [descend(functools.partial(dqn.objective, module, dqn.PRESETS["default"]))],
+        lambda module, layout: [
+            Update(functools.partial(dqn.objective, module, dqn.PRESETS["default"]), optax.sgd(0.1, momentum=0.9))
+        ],
     ),
     refused=[
         (

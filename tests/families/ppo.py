@@ -10,7 +10,7 @@ from jaxdl.models.agents import ActorCritic
 
 RETURNS = {f"{name}_return" for name in ("mean", "median", "worst", "iqm", "random")}
 METRICS = RETURNS | {"deviation_of_returns", "iqm_return_low", "iqm_return_high", "environment_steps_per_second"}
-AGENTS = dict(seeds=2, environments=4, episodes=3, environment="catch")
+AGENTS = dict(seeds=2, environments=4, episodes=3)
 
 FAMILY = Family(
     ppo.EXPERIMENT,

@@ -63,7 +63,7 @@ def test_what_is_drawn_was_lived_through_and_what_follows_it_too(count, steps, w
 def test_priorities_are_probabilities_and_weights_make_up_for_them():
     replay = filled(LENGTH)
     batch = {"place": jnp.arange(LENGTH).repeat(ENVIRONMENTS), "environment": jnp.tile(jnp.arange(ENVIRONMENTS), LENGTH)}
-    wanted = np.random.default_rng(0).random(LENGTH * ENVIRONMENTS).astype(np.float32)
+    wanted = np.random.default_rng(0).uniform(0.2, 1, LENGTH * ENVIRONMENTS).astype(np.float32)
     replay = replay.prioritize(batch, jnp.asarray(wanted))
     drawn = jax.device_get(replay.sample(jax.random.key(0), 20_000, discount=DISCOUNT, weighted=1.0))
     counts = np.bincount(drawn["place"] * ENVIRONMENTS + drawn["environment"], minlength=wanted.size)
@@ -92,11 +92,11 @@ def test_actions_between_minus_1_and_1_reach_the_bounds():
 @pytest.mark.optimized
 def test_the_optimum_of_the_pendulum():
     """Standing still costs nothing; hanging costs what a published optimum of many starts does on average, and no policy that is tried does better."""
-    still = Swing(jnp.array([0.0, jnp.pi, 0.6]), jnp.array([0.0, 0.0, 0.0]))
+    still = Swing(jnp.array([0.0, jnp.pi, 0.2]), jnp.array([0.0, 0.0, 0.0]))
     zeros = jnp.zeros(3)
     episodes = Episode(still, jax.random.split(jax.random.key(0), 3), zeros.astype(jnp.int32), zeros)
     best = best_returns(episodes)
-    assert abs(best[0]) < 1e-3 and -420 < best[1] < -200 and -30 < best[2] < 0
+    assert abs(best[0]) < 1e-3 and -420 < best[1] < -200 and -5 < best[2] < 0
     environment = make("pendulum")
 
     def upright(seen, keys):
