@@ -77,6 +77,7 @@ def main(options: Options) -> None:
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.agents", "--theirs", str(options.steps)]
         there.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]))
         here.append(ours(8 * options.steps)[0])
+        print(f"{here[-1]:,.0f} and {there[-1]:,.0f} steps a second", flush=True)
     for name, speeds in (("jaxdl", here), ("stable-baselines3", there)):
         print(f"{name}: {np.median(speeds):,.0f} steps a second (from {min(speeds):,.0f} to {max(speeds):,.0f})")
     ratios = np.array(here) / np.array(there)

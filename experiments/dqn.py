@@ -2,7 +2,7 @@
 
 An agent learns what each action is worth from moments that it remembers, measured by its own values as they were a while ago. That while is one step of this program: the target network is what the parameters were when the step began.
 
-The error is squared, not Huber's, and the network has layer normalisation. On a pole that hardly ever falls, Huber's loss with a hard target lets values grow without bound (`--loss huber --no-norm` shows it): it is a median of targets, and outvotes the few that know of the end.
+The error is squared, not Huber's, and the network has layer normalisation: with Huber's loss and without it (`--loss huber --no-norm --steps 12800 --seeds 3`) the three poles stood for 13 steps, where random actions have 25. Huber's loss is near a median of targets, and a pole that hardly ever falls has few that know of the end.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ PRESETS = {
     "default": _CARTPOLE,
     "acrobot": dataclasses.replace(_CARTPOLE, environment="acrobot", steps=19_200),
     "mountain_car": dataclasses.replace(_CARTPOLE, environment="mountain_car", n_step=5),
-    "catch": dataclasses.replace(_CARTPOLE, environment="catch", steps=6_400, evaluate_every=1_600, seeds=4),
+    "catch": dataclasses.replace(_CARTPOLE, environment="catch", steps=3_200, evaluate_every=640, seeds=4),
     "breakout": dataclasses.replace(_CARTPOLE, environment="breakout", seeds=2, memory=50_000, sync=128, n_step=3),
 }
 

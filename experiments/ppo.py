@@ -26,7 +26,19 @@ from jaxdl.losses import (
 )
 from jaxdl.models.agents import ActorCritic
 from jaxdl.tasks.agents import RULES, Judge, begin_many, finished, open_environment, unroll
-from jaxdl.training import Aux, Batch, Metrics, Run, TrainState, configured, init_state, make_step, over_seeds, train
+from jaxdl.training import (
+    Aux,
+    Batch,
+    Metrics,
+    Run,
+    TrainState,
+    configured,
+    cut_batch,
+    init_state,
+    make_step,
+    over_seeds,
+    train,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +89,9 @@ PRESETS = {
     "default": _CARTPOLE,
     "acrobot": dataclasses.replace(_CARTPOLE, environment="acrobot", environments=8, batch_size=256, steps=3200),
     "pendulum": _PENDULUM,
-    "catch": dataclasses.replace(_CARTPOLE, environment="catch", environments=8, batch_size=256, steps=1600, evaluate_every=400),
+    "catch": dataclasses.replace(
+        _CARTPOLE, environment="catch", environments=8, batch_size=256, steps=800, evaluate_every=160, seeds=4
+    ),
     "breakout": dataclasses.replace(
         _CARTPOLE, environment="breakout", environments=64, batch_size=1024, steps=4800, learning_rate=2e-3, seeds=2, width=128
     ),
@@ -104,7 +118,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     def epoch(rows: Batch, state: TrainState, number: Array) -> tuple[TrainState, Metrics]:
         """Learns once from every row, in an order of its own."""
         order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(state.key, state.step), number), len(rows["value"]))
-        parts = jax.tree.map(lambda x: x[order].reshape(config.updates // config.epochs, -1, *x.shape[1:]), rows)
+        parts = cut_batch(jax.tree.map(lambda x: x[order], rows), config.updates // config.epochs)
         one = lambda state, part: learn(state, part | {"advantage": standardized(part["advantage"], axis_name)})
         return jax.lax.scan(one, state, parts)
 

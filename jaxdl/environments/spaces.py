@@ -53,7 +53,7 @@ class Box:
         return jax.random.uniform(key, self.shape, jnp.float32, low, high)
 
     def __str__(self) -> str:
-        return f"continuous ones of shape {'×'.join(map(str, self.shape)) or 'a scalar'}"
+        return f"continuous actions of shape {'×'.join(map(str, self.shape)) or 'a scalar'}"
 
 
 Space = Discrete | Box

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +26,6 @@ Act = Callable[[Float[Array, "E *shape"], Key[Array, "E"]], tuple[Array, PyTree]
 
 _BEGINNINGS = 2**20 + 3
 """The seed of what evaluations begin with: another than people give to a training, and one whose hundred pendulums are as hard as pendulums are on average (the optimum of them is −137.4, that of 4,000 others −137.2)."""
-
-
-class Settings(Protocol):
-    """What a config says about agents (`jaxdl.launch.Agents`)."""
-
-    environment: str
-    environments: int
-    seeds: int
-    discount: float
-    episodes: int
 
 
 def open_environment(

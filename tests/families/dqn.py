@@ -16,7 +16,7 @@ FAMILY = Family(
     metrics=METRICS,
     figures={"film", "returns", "q_values"},
     learner=Learner(
-        QNetwork(3, width=32),
+        QNetwork(3, width=32, dueling=False),
         {
             "observation": normal(4),
             "action": integers(3),
@@ -31,7 +31,7 @@ FAMILY = Family(
     refused=[
         (
             dict(environment="pendulum"),
-            "pendulum has continuous ones of shape 1, and dqn chooses discrete actions: ppo and sac can",
+            "pendulum has continuous actions of shape 1, and dqn chooses discrete actions: ppo and sac can",
         ),
         (dict(sync=3), "--steps 2 is no multiple of --sync 3"),
         (dict(warm=64), "at most --memory 32"),
