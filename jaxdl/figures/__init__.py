@@ -1,5 +1,6 @@
 """Figures of arrays and texts, each a function that returns a matplotlib `Figure`, and the one that saves them."""
 
+from jaxdl.figures.agents import interval_curve
 from jaxdl.figures.answers import answers
 from jaxdl.figures.attention import attention_maps, attention_rollout, cross_attention, rollout_maps
 from jaxdl.figures.canvas import Animation, Picture, pixels, save, show, subplots
@@ -31,6 +32,7 @@ __all__ = [
     "grid",
     "heatmaps",
     "image_rows",
+    "interval_curve",
     "layer_curves",
     "layer_stats",
     "learning_curves",

@@ -2,11 +2,12 @@
 
 from jaxdl.launch.cluster import Processes
 from jaxdl.launch.command_line import launch, parse
-from jaxdl.launch.config import Ask, Config, Data, Init, Training, Transformer, check
+from jaxdl.launch.config import Agents, Ask, Config, Data, Init, Training, Transformer, check
 from jaxdl.launch.cpu import keep_freed_memory, set_up_cpu, take_wide_vectors
 from jaxdl.launch.experiment import Experiment, run
 
 __all__ = [
+    "Agents",
     "Ask",
     "Config",
     "Data",

@@ -102,6 +102,22 @@ class Transformer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Agents:
+    """Where agents act, and how many learn."""
+
+    environment: str = "cartpole"
+    """Where they act: cartpole, pendulum, acrobot, mountain_car, mountain_car_continuous, catch, breakout, or where those are installed gymnax:NAME or gymnasium:NAME."""
+    environments: Annotated[int, Ge(1)] = 8
+    """How many each agent acts in at once."""
+    seeds: Annotated[int, Ge(1)] = 8
+    """How many agents learn at once, from the seeds SEED, SEED + 1, …, without a thing in common."""
+    discount: Annotated[float, Ge(0), Lt(1)] = 0.99
+    """What a reward is worth a step later."""
+    episodes: Annotated[int, Ge(1)] = 100
+    """Of an evaluation: each agent plays so many, without exploring, from beginnings that are the same for all agents and all runs."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Init:
     """What training begins with."""
 

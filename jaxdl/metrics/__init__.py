@@ -1,5 +1,6 @@
 """What is measured on held-out data, in numpy."""
 
+from jaxdl.metrics.agents import interquartile_interval, interquartile_mean
 from jaxdl.metrics.average_precision import AveragePrecision, Detections, average_precision, constant_detections
 from jaxdl.metrics.baselines import NGrams, naive_bayes
 from jaxdl.metrics.classification import accuracy, classify
@@ -25,6 +26,8 @@ __all__ = [
     "constant_detections",
     "frechet_distance",
     "inception_score",
+    "interquartile_interval",
+    "interquartile_mean",
     "kernel_distance",
     "matched_iou",
     "mean_dice",

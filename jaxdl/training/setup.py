@@ -97,7 +97,8 @@ def init_state(
         if seeds is None:
             return make_one(given, jnp.asarray(np.int64(seed)))  # As `jax.random.key` takes large ones.
         each = (np.arange(seeds, dtype=np.uint64) + seed).astype(np.uint32)
-        stacked = jax.vmap(lambda seed: make_one(given, seed))(each)
+        # One after another: a batch of QR decompositions (orthogonal kernels) waits within XLA's pool of threads for threads of that pool, and two at a time wait for ever on two cores (seen with jaxlib 0.10.2).
+        stacked = jax.lax.map(lambda seed: make_one(given, seed), jnp.asarray(each))
         return stacked.replace(step=jnp.zeros((), jnp.int32))
 
     if not 0 <= seed < 2**32:
