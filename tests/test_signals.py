@@ -44,15 +44,20 @@ def whole(tmp_path_factory) -> tuple[tuple, float]:
     return finished(tmp_path_factory.mktemp("whole")), time.monotonic() - begun
 
 
-def stop(workdir: Path, sent: signal.Signals, seconds: float) -> None:
-    """Stops the command after so many seconds, and checks how it ends."""
+def stop(workdir: Path, sent: signal.Signals, seconds: float) -> bool:
+    """Stops the command after so many seconds, and checks how it ends. Whether it had not ended before: a machine may be quicker than it was."""
     process = command(workdir)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.communicate(timeout=seconds)
-    process.send_signal(sent)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=60)
+    if process.returncode == 0:
+        assert not errors, errors
+        return False
     assert process.returncode == 128 + sent, (seconds, errors)
     assert len(errors.splitlines()) == 1 and errors.startswith(sent.name), (seconds, errors)
+    return True
 
 
 def moments(count: int, whole: tuple[tuple, float]) -> list[tuple[signal.Signals, float]]:
@@ -62,8 +67,7 @@ def moments(count: int, whole: tuple[tuple, float]) -> list[tuple[signal.Signals
 
 
 def test_a_command_that_is_stopped_again_and_again_ends_with_the_same_bits(tmp_path, whole):
-    for sent, seconds in moments(5, whole):
-        stop(tmp_path, sent, seconds)
+    assert any([stop(tmp_path, sent, seconds) for sent, seconds in moments(5, whole)])
     assert finished(tmp_path) == whole[0]
 
 
@@ -140,8 +144,8 @@ def test_in_a_program_of_somebody_else_handlers_come_back(sent):
 
 def test_a_signal_that_nohup_ignores_stays_ignored():
     code = "import os, signal; from jaxdl import signals; signals.watch(); os.kill(os.getpid(), signal.SIGHUP); print('alive')"
-    ignored = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, preexec_fn=ignored)
+    shell = ["sh", "-c", 'trap "" HUP; exec "$0" -c "$1"', sys.executable, code]
+    done = subprocess.run(shell, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "alive\n")
 
 
