@@ -49,6 +49,7 @@ APART = {
     "random_projection": "orthogonality, norms and the fall of the error are measured, in `tests/nn/test_linear_attention.py`",
     "window_mask": _OF_PAIRS,
     "padding_mask": _OF_PAIRS,
+    "known_tokens": "a check, and padding is compared where it is used: `tests/test_generate_from_outside.py`",
     "length_mask": _OF_PAIRS,
     "segment_mask": _OF_PAIRS,
     "prefix_mask": _OF_PAIRS,

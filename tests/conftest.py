@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import os
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "jaxdl-tests-xla"))
 # Almost all programs of tests run once and for milliseconds, and take much longer to compile. Tests marked `optimized` are of speed, of memory, or of the last digit.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # A suite that is run by nohup ignores it, and what it starts would too.
 # Later versions know no way but the slower one, and end at a flag that they do not know.
 QUICKER = importlib.metadata.version("jaxlib").startswith("0.10.")
 if QUICKER:

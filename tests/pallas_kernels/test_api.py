@@ -414,7 +414,7 @@ def test_a_kernel_that_is_demanded_refuses_a_platform_that_it_is_not_for() -> No
         (dict(bias=jnp.zeros((1, 3, 40, 50))), r"broadcasts to `B N T S` = \(2, 4, 40, 50\)"),
         (dict(q_segment_ids=jnp.zeros((2, 40), int)), "come together"),
         (dict(q_segment_ids=jnp.zeros((2, 9), int), kv_segment_ids=jnp.zeros((2, 50), int)), r"q_segment_ids is integer of shape \(2, 40\)"),
-        (dict(local_window_size=(-1, 0)), "0 or more"),
+        (dict(local_window_size=(-1, 0)), "from 0 on"),
         (dict(logits_soft_cap=0.0), "positive"),
         (dict(block_sizes=BlockSizes(16, 0)), "1 or more"),
         (dict(block_sizes=BlockSizes(key_backward=-16)), "key_backward=-16"),
