@@ -9,6 +9,7 @@ from jaxtyping import config
 from jaxdl.errors import UserError
 from jaxdl.generate import Beam, Sampling, beam_search, choose, filter_logits, generate
 from jaxdl.models.gpt2 import GPT, continue_text
+from jaxdl.nn import known_tokens
 
 
 @pytest.fixture
@@ -171,3 +172,12 @@ def test_suppressed_tokens_are_the_models_and_not_all_of_them(variables, suppres
         beam_search(
             decode, variables, jnp.asarray([[3]]), MODULE.empty_cache(2, 8), steps=2, end=0, beam=Beam(2, suppressed_tokens=suppressed)
         )
+
+
+def test_known_tokens_are_checked_where_they_are_seen():
+    tokens, valid = jnp.asarray([[20, 3, -5]]), jnp.asarray([[False, True, False]])
+    assert known_tokens(tokens, 20, valid).tolist() == [[0, 3, 0]]
+    assert jax.jit(lambda tokens: known_tokens(tokens, 20, valid))(tokens).tolist() == [[0, 3, 0]]
+    for wrong in (tokens, tokens[:, 1:]):
+        with pytest.raises(UserError, match="token (20|-5)"):
+            known_tokens(wrong, 20)
