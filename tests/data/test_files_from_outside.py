@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from folders import WRITE
 from PIL import Image, ImageCms, ImageOps
-from transformers.image_transforms import convert_to_rgb
 
 from jaxdl.data import (
     ANNOTATED_IMAGES,
@@ -196,9 +195,10 @@ def test_what_is_transparent_is_white_and_no_hidden_colour_appears(kind):
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB", "L", "1"])
 def test_transparency_is_what_transformers_makes_of_it(mode):
+    transforms = pytest.importorskip("transformers.image_transforms")
     alpha = np.random.default_rng(1).integers(0, 256, (5, 7), np.uint8)
     picture = Image.fromarray(np.dstack([COLORS, alpha])).convert(mode)
-    np.testing.assert_array_equal(decode(encoded(picture)), convert_to_rgb(picture, return_numpy=True))
+    np.testing.assert_array_equal(decode(encoded(picture)), transforms.convert_to_rgb(picture, return_numpy=True))
 
 
 def test_half_of_black_on_white_is_grey_and_palettes_have_holes():
